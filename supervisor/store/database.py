@@ -1,0 +1,118 @@
+"""SQLite behind one worker thread: the truth about builds and the registry's facts.
+
+Every unit of work is a function of a connection that runs in one transaction in that thread, so
+units never interleave and nothing waits for a lock. A unit that has returned is durable (WAL with
+`synchronous=FULL`); a unit that raised changed nothing. Written with SQLAlchemy Core, so that the
+same units run on PostgreSQL later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+import trio
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from supervisor.errors import HostError, ResourceExhausted
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_BUSY_TIMEOUT_SECONDS = 10
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """The handle through which everybody reads and writes durable facts."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        # One at a time: the order of calls is the order of transactions.
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def run(
+        self, unit: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `unit(connection, *args, **kwargs)` in a transaction and return its result.
+
+        When this returns, what was written is durable. If `unit` raises, nothing was written. A
+        cancellation that arrives while the unit runs is delivered after it: known to be done or
+        not. Raises ResourceExhausted if the disk is full.
+        """
+        return await trio.to_thread.run_sync(
+            lambda: self.run_sync(unit, *args, **kwargs), limiter=self._limiter
+        )
+
+    def run_sync(
+        self, unit: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Do the same in the calling thread: for start-up and tests."""
+        try:
+            with self._engine.begin() as connection:
+                return unit(connection, *args, **kwargs)
+        except OperationalError as exc:
+            if "full" in str(exc.orig):
+                raise ResourceExhausted("the database cannot be written: the disk is full") from exc
+            raise HostError(f"the database failed: {exc.orig}") from exc
+        except DBAPIError as exc:
+            raise AssertionError(f"the database refused a statement: {exc.orig}") from exc
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """Open the database at `path`, made or migrated as needed, for the length of the block.
+
+    Raises HostError if it cannot be opened, or is of a newer program.
+    """
+    engine = _open_engine(path)
+    try:
+        try:
+            await trio.to_thread.run_sync(_migrate_sync, engine)
+        except DBAPIError as exc:
+            raise HostError(f"the database {path} cannot be opened: {exc.orig}") from exc
+        except CommandError as exc:
+            raise HostError(f"the database {path} is of a newer program: {exc}") from exc
+        yield Database(engine)
+    finally:
+        engine.dispose()
+
+
+def _open_engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        # The limiter admits one thread at a time; which one of trio's threads it is may change.
+        connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_SECONDS},
+        poolclass=sa.pool.StaticPool,
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: object, _record: object) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        # The driver's own transaction handling commits before some statements; we say BEGIN
+        # ourselves.
+        connection.isolation_level = None  # type: ignore[attr-defined]
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @sa.event.listens_for(engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _migrate_sync(engine: sa.Engine) -> None:
+    """Bring the schema to the newest revision."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
