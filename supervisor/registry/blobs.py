@@ -1,0 +1,199 @@
+"""The bytes of the registry: immutable files named by their digest, in an OCI layout's `blobs/`.
+
+    registry/oci-layout
+    registry/blobs/<algorithm>/<hex>     whole and verified, always
+    registry/uploads/<id>                on the way in; see `registry.uploads`
+
+A file appears under its digest by a rename, after its content is durable, and the rename is durable
+before anything refers to it. A file disappears only through `collecting`, which excludes everybody
+who is about to refer to that digest (`keeping`).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from supervisor.model.oci import Algorithm, Digest, algorithm_of, encoded_part, parse_digest
+from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
+from supervisor.runtime.threads import Threads, run_in_thread
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_MODE = 0o640
+_CACHE_BYTES = 32 << 20
+_CACHED_ITEM_BYTES = 256 << 10
+
+
+class BlobStore:
+    """Files by digest. Which repository may show which of them is not decided here."""
+
+    def __init__(self, root: Path, threads: Threads) -> None:
+        self.root = root
+        self._threads = threads
+        self.being_put = set[str]()
+        """Names in the staging directory that `put` is using."""
+        self._kept = Counter[Digest]()
+        self._collecting: dict[Digest, trio.Event] = {}
+        self._cache = OrderedDict[Digest, bytes]()
+        self._cache_bytes = 0
+
+    @property
+    def staging(self) -> Path:
+        """Where files grow before they have a digest; on the same file system as the blobs."""
+        return self.root / "uploads"
+
+    def prepare_sync(self) -> None:
+        """Make the directories. For start-up."""
+        for directory in (self.staging, *(self._directory(item) for item in Algorithm)):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_atomically_sync(self.root / "oci-layout", _LAYOUT)
+        for directory in (self.root / "blobs", self.root, self.root.parent):
+            fsync_directory_sync(directory)
+
+    def path(self, digest: Digest) -> Path:
+        """Return where the blob is, if it is there."""
+        return self._directory(algorithm_of(digest)) / encoded_part(digest)
+
+    # Coming in
+
+    @asynccontextmanager
+    async def keeping(self, digest: Digest) -> AsyncIterator[None]:
+        """Keep collection away from a digest, from before its file appears until it is linked.
+
+        Waits for a collection of the digest that is under way.
+        """
+        while digest in self._collecting:
+            await self._collecting[digest].wait()
+        self._kept[digest] += 1
+        try:
+            yield
+        finally:
+            self._kept[digest] -= 1
+            if not self._kept[digest]:
+                del self._kept[digest]
+
+    async def adopt(self, staged: Path, size_bytes: int, digest: Digest) -> None:
+        """Move a verified file under its digest, durably. Call it inside `keeping`.
+
+        What counts are its first `size_bytes`. Raises FileNotFoundError, except that no file is as
+        good as an empty one.
+        A file that is there already has the same bytes and is replaced in one step, so two uploads
+        of one digest do not disturb each other or a reader.
+        """
+        await run_in_thread(self._threads.sync, self._adopt_sync, staged, size_bytes, digest)
+
+    async def put(self, digest: Digest, content: bytes) -> None:
+        """Store content whose digest was computed from it. Call it inside `keeping`."""
+        name = secrets.token_hex(16)
+        self.being_put.add(name)
+        try:
+            await run_in_thread(self._threads.sync, self._put_sync, name, digest, content)
+        finally:
+            self.being_put.discard(name)
+        self._remember(digest, content)
+
+    # Going out
+
+    async def open(self, digest: Digest) -> int:
+        """Return a descriptor for reading, which the caller closes. Raises FileNotFoundError."""
+        return await run_in_thread(self._threads.blobs, self._open_sync, digest)
+
+    async def read(self, fd: int, offset: int, length: int) -> bytes:
+        """Return up to `length` bytes at `offset`."""
+        return await run_in_thread(self._threads.blobs, os.pread, fd, length, offset)
+
+    async def read_whole(self, digest: Digest) -> bytes:
+        """Return all of a small blob: a manifest. Frequent ones come from memory."""
+        if (content := self._cache.get(digest)) is not None:
+            self._cache.move_to_end(digest)
+            return content
+        content = await run_in_thread(self._threads.blobs, self.path(digest).read_bytes)
+        self._remember(digest, content)
+        return content
+
+    # Collection
+
+    @contextmanager
+    def collecting(self, digest: Digest) -> Iterator[bool]:
+        """Hold a digest for its removal; gives False, and holds nothing, if somebody keeps it."""
+        if digest in self._kept or digest in self._collecting:
+            yield False
+            return
+        done = self._collecting[digest] = trio.Event()
+        try:
+            yield True
+        finally:
+            del self._collecting[digest]
+            done.set()
+
+    async def remove(self, digest: Digest) -> None:
+        """Remove a blob's file, if it is there. Call it inside `collecting`."""
+        self._forget(digest)
+        await run_in_thread(self._threads.blobs, self._remove_sync, digest)
+
+    async def stored(self) -> list[Digest]:
+        """Return the digests of all files."""
+        return await run_in_thread(self._threads.blobs, self._stored_sync)
+
+    # In threads
+
+    def _directory(self, algorithm: Algorithm) -> Path:
+        return self.root / "blobs" / algorithm
+
+    def _adopt_sync(self, staged: Path, size_bytes: int, digest: Digest) -> None:
+        # Never made here with a size: that would be zeros under a digest.
+        create = os.O_CREAT if size_bytes == 0 else 0
+        fd = os.open(staged, os.O_RDWR | create | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
+        try:
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        target = self.path(digest)
+        staged.rename(target)
+        fsync_directory_sync(target.parent)
+
+    def _put_sync(self, name: str, digest: Digest, content: bytes) -> None:
+        staged = self.staging / name
+        try:
+            staged.write_bytes(content)
+            staged.chmod(_MODE)
+            self._adopt_sync(staged, len(content), digest)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _open_sync(self, digest: Digest) -> int:
+        return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+
+    def _remove_sync(self, digest: Digest) -> None:
+        self.path(digest).unlink(missing_ok=True)
+
+    def _stored_sync(self) -> list[Digest]:
+        found = []
+        for algorithm in Algorithm:
+            with os.scandir(self._directory(algorithm)) as entries:
+                names = [f"{algorithm}:{entry.name}" for entry in entries]
+            found += [digest for name in names if (digest := parse_digest(name)) is not None]
+        return found
+
+    # Small contents that are asked for often
+
+    def _remember(self, digest: Digest, content: bytes) -> None:
+        if len(content) > _CACHED_ITEM_BYTES:
+            return
+        self._forget(digest)
+        self._cache[digest] = content
+        self._cache_bytes += len(content)
+        while self._cache_bytes > _CACHE_BYTES:
+            _, dropped = self._cache.popitem(last=False)
+            self._cache_bytes -= len(dropped)
+
+    def _forget(self, digest: Digest) -> None:
+        if (content := self._cache.pop(digest, None)) is not None:
+            self._cache_bytes -= len(content)

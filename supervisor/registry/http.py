@@ -1,0 +1,178 @@
+"""The little of HTTP that the registry needs, straight on ASGI.
+
+No framework stands between the server and a handler: blobs are large, manifests are asked for
+often, and both must cost as little as they can. The server gives back-pressure on receiving (its
+queue of body chunks is bounded) and on sending (a send returns when the socket took the bytes).
+
+A client that goes away is noticed at the next receive (`ClientGone`); nothing is cancelled for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import parse_qsl
+
+import trio
+
+from supervisor.registry.errors import Code, Header, RegistryError, bad_parameter
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_MAX_PARAMETERS = 64
+_MAX_CHUNKS = 256
+"""In one batch: a client that sends a body byte by byte must not cost an object for each."""
+_DRAIN_BYTES = 8 << 20
+_DRAIN_SECONDS = 5.0
+"""How much, and how long, of an unwanted body is read after the answer, so that a client that still
+sends gets to read the answer instead of a reset connection."""
+
+JSON: Header = (b"content-type", b"application/json")
+_API_VERSION: Header = (b"docker-distribution-api-version", b"registry/2.0")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the request was over."""
+
+
+class Request:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.answered = False
+        self._receive = receive
+        self._send = send
+        self._is_gone = False
+        self._query: dict[str, list[str]] | None = None
+        # Without either header there is no body (RFC 9112, 6.3).
+        self._body_ended = (
+            self.header(b"content-length") or self.header(b"transfer-encoding") or "0"
+        ) == "0"
+
+    # What was asked
+
+    def header(self, name: bytes) -> str | None:
+        """Return the first header with a lower-case name."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    @property
+    def query(self) -> Mapping[str, list[str]]:
+        """The query parameters. Raises RegistryError if there are absurdly many."""
+        if self._query is None:
+            self._query = {}
+            raw = self.scope["query_string"].decode("latin-1")
+            try:
+                pairs = parse_qsl(raw, keep_blank_values=True, max_num_fields=_MAX_PARAMETERS)
+            except ValueError as exc:
+                raise bad_parameter("query", f"more than {_MAX_PARAMETERS} parameters") from exc
+            for key, value in pairs:
+                self._query.setdefault(key, []).append(value)
+        return self._query
+
+    def parameter(self, name: str) -> str | None:
+        """Return the first query parameter with a name."""
+        values = self.query.get(name)
+        return values[0] if values else None
+
+    def content_length(self) -> int | None:
+        """Return the length that the client announced; None for a chunked body."""
+        text = self.header(b"content-length")
+        return int(text) if text is not None and text.isdecimal() else None
+
+    # The body
+
+    async def read_batch(self, at_least: int) -> list[bytes]:
+        """Return the next chunks of the body, together about that long unless the body ends.
+
+        An empty list is the end. Raises ClientGone, after all that did arrive was returned.
+        """
+        chunks: list[bytes] = []
+        total = 0
+        while total < at_least and len(chunks) < _MAX_CHUNKS and not self._body_ended:
+            message = None if self._is_gone else await self._receive()
+            if message is None or message["type"] == "http.disconnect":
+                self._is_gone = True
+                if chunks:
+                    return chunks
+                raise ClientGone
+            if chunk := message.get("body", b""):
+                chunks.append(chunk)
+                total += len(chunk)
+            self._body_ended = not message.get("more_body", False)
+        return chunks
+
+    async def read_all(self, limit_bytes: int) -> bytes:
+        """Return the whole body. Raises RegistryError (413) when it is over the limit."""
+        too_large = RegistryError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            Code.SIZE_INVALID,
+            f"the body is larger than {limit_bytes} bytes",
+        )
+        if (self.content_length() or 0) > limit_bytes:
+            raise too_large
+        body = bytearray()
+        while chunks := await self.read_batch(1):
+            for chunk in chunks:
+                body += chunk
+            if len(body) > limit_bytes:
+                raise too_large
+        return bytes(body)
+
+    async def wait_closed(self) -> None:
+        """Wait until the client goes away. Only after the whole body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # The answer
+
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        """Send the status and the headers; the body follows in pieces."""
+        self.answered = True
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": int(status),
+                "headers": [*headers, _API_VERSION],
+            }
+        )
+
+    async def send_piece(self, piece: bytes, *, more: bool) -> None:
+        """Send a part of the body; returns when the connection has room again."""
+        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+
+    async def answer(self, status: int, body: bytes = b"", headers: Sequence[Header] = ()) -> None:
+        """Send a whole answer. The rest of the request's body is read and dropped, in bounds."""
+        if status != HTTPStatus.NO_CONTENT:
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await self.start(status, headers)
+        if self._body_ended:
+            await self.send_piece(body, more=False)
+            return
+        await self.send_piece(body, more=True)
+        await self._drain()
+        await self.send_piece(b"", more=False)
+
+    async def _drain(self) -> None:
+        left = _DRAIN_BYTES
+        with trio.move_on_after(_DRAIN_SECONDS):
+            try:
+                while left > 0 and (chunks := await self.read_batch(1)):
+                    left -= sum(map(len, chunks))
+            except ClientGone:
+                return
+
+
+def header(name: str, value: str) -> Header:
+    """Return a header as ASGI takes it."""
+    return name.encode("ascii"), value.encode("ascii")
