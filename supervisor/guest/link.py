@@ -1,0 +1,91 @@
+"""The control connection to the agent: typed messages over a stream that may lie, stall or break.
+
+Everything that can go wrong with the peer leaves here as GuestLost; nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import trio
+
+from agent import wire
+from supervisor.errors import GuestLost
+from supervisor.runtime.clock import Clock
+
+_RECEIVE_BYTES = 64 << 10
+
+
+class GuestLink:
+    """A connected agent. One task sends, one task receives."""
+
+    def __init__(self, stream: trio.abc.Stream, *, silence_seconds: float) -> None:
+        self._stream = stream
+        self._silence_seconds = silence_seconds
+        self._decoder = wire.FrameDecoder()
+        self._received: Iterator[wire.Message | wire.Unknown] = iter(())
+        self._send_lock = trio.Lock()
+
+    async def send(self, message: wire.Message) -> None:
+        """Send one message. If this is cancelled the link is unusable. Raises GuestLost."""
+        frame = wire.encode(message)
+        try:
+            async with self._send_lock:
+                with trio.fail_after(self._silence_seconds):
+                    await self._stream.send_all(frame)
+        except trio.TooSlowError as exc:
+            raise GuestLost(f"the guest took no message for {self._silence_seconds:g} s") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise GuestLost("the connection to the guest broke") from exc
+
+    async def receive(self) -> wire.Message | wire.Unknown:
+        """Return the next message.
+
+        Raises GuestLost at the end of the stream, after a malformed frame, and after
+        `silence_seconds` without a single byte: the agent sends a heartbeat far more often.
+        """
+        # One read can hold thousands of messages. Each is decoded when it is asked for, and others
+        # get their turn in between.
+        await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                for message in self._received:
+                    return message
+            except wire.WireError as exc:
+                raise GuestLost(f"the guest broke the protocol: {exc}") from exc
+            self._received = self._decoder.feed(await self._receive_some())
+
+    async def receive_hello(self) -> wire.Hello:
+        """Return the agent's first message. Raises GuestLost if it is any other."""
+        message = await self.receive()
+        if not isinstance(message, wire.Hello):
+            raise GuestLost("the guest's first message is not a hello")
+        if message.protocol != wire.PROTOCOL_VERSION:
+            raise GuestLost(
+                f"the agent speaks protocol {message.protocol}, this host {wire.PROTOCOL_VERSION};"
+                " rebuild the builder image"
+            )
+        return message
+
+    async def aclose(self) -> None:
+        """Close the connection without politeness."""
+        await trio.aclose_forcefully(self._stream)
+
+    async def _receive_some(self) -> bytes | bytearray:
+        try:
+            with trio.fail_after(self._silence_seconds):
+                data = await self._stream.receive_some(_RECEIVE_BYTES)
+        except trio.TooSlowError as exc:
+            raise GuestLost(f"the guest said nothing for {self._silence_seconds:g} s") from exc
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise GuestLost("the connection to the guest broke") from exc
+        if not data:
+            raise GuestLost("the guest closed its connection")
+        return data
+
+
+async def send_heartbeats(link: GuestLink, now: Clock) -> None:
+    """Show the guest that the host is alive, until cancelled."""
+    while True:
+        await trio.sleep(wire.HEARTBEAT_SECONDS)
+        await link.send(wire.Heartbeat(now()))
