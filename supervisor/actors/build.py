@@ -1,0 +1,418 @@
+"""The life of one attempt, from the lease of its machine to the verdict. Read it top to bottom.
+
+A BuildActor is temporary: it owns one machine, one guest link and one deadline, and ends with a
+verdict that is stored. Whatever the build or its guest does is a verdict, never an exception; what
+leaves here as an exception is a bug of ours, and the supervisor of the builds answers it.
+
+The nesting is the ownership, and leaving it is the clean-up:
+
+    deadline and cancellation ⊃ machine and its host ports ⊃ guest link ⊃ conversation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from agent import wire
+from supervisor.actors.ledger import Ledger
+from supervisor.actors.transcript import Rendered, Transcript
+from supervisor.config import Settings
+from supervisor.errors import GuestLost, HostError, ResourceExhausted, VmBootFailed
+from supervisor.guest import session
+from supervisor.guest.config import guest_config
+from supervisor.guest.link import GuestLink, send_heartbeats
+from supervisor.guest.secrets import SecretNotFound, read_secrets_sync, serve_secrets
+from supervisor.guest.source import serve_source
+from supervisor.model.build import Build, Phase, Provenance, Reason, Step
+from supervisor.model.ids import BuildId, Tenant, machine_id
+from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
+from supervisor.model.oci import (
+    Digest,
+    RepositoryName,
+    Tag,
+    parse_digest,
+    parse_tag_reference,
+)
+from supervisor.runtime.logs import log
+from supervisor.runtime.threads import run_in_thread
+from supervisor.store import builds
+from supervisor.store.eventlog import BuildLog
+from supervisor.vm.machine import Hypervisor, Machine, MachineSpec
+
+CONCLUDE_SECONDS = 10.0
+"""Storing a verdict takes milliseconds; a disk that needs longer must not hold a shutdown up."""
+TOKEN_MARGIN_SECONDS = 300.0
+MIN_TOKEN_SECONDS = 1800.0
+
+GUEST_REASONS = frozenset(
+    {
+        Reason.BUILD_FAILED,
+        Reason.DOCKERFILE_INVALID,
+        Reason.BASE_IMAGE_NOT_FOUND,
+        Reason.BASE_IMAGE_MISMATCH,
+        Reason.SECRET_NOT_FOUND,
+        Reason.OUT_OF_MEMORY,
+        Reason.OUT_OF_DISK,
+        Reason.PUSH_FAILED,
+        Reason.BUILDER_LOST,
+    }
+)
+"""What a guest may give as the reason of a failure; the others are the host's to give."""
+
+GuestPort = trio.abc.Listener[trio.abc.Stream]
+
+
+class Registry(Protocol):
+    """What an attempt needs of the registry."""
+
+    async def holds_image(self, repository: RepositoryName, digest: Digest) -> bool:
+        """Say whether `repository` has that manifest, and everything it refers to."""
+        ...
+
+    async def copy_image(
+        self, source: RepositoryName, digest: Digest, target: RepositoryName, tag: Tag
+    ) -> bool:
+        """Make an image of `source` readable as `target:tag`; False if it is not there whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class BuildDeps:
+    """What every attempt is given by the composition root."""
+
+    settings: Settings
+    ledger: Ledger
+    hypervisor: Hypervisor
+    registry: Registry
+    builder_image_digest: str
+    mint_registry_token: Callable[[Build, float], str]
+    """(build, lifetime in seconds) → a token for what this build may push and pull."""
+    serve_registry: Callable[[GuestPort], Awaitable[None]]
+    """Serves `/v2`, and nothing else, to one machine."""
+    dial: Callable[[Machine, int], Awaitable[trio.abc.Stream]]
+    """Waits until a port of the guest answers, and connects to it."""
+
+
+class BuildActor:
+    """Runs one attempt of one build. `run` is its task; the other methods are its handle."""
+
+    def __init__(self, build: Build, deps: BuildDeps) -> None:
+        self._build = build
+        self._deps = deps
+        self._scope = trio.CancelScope()
+        self._verdict: Event | None = None
+        self._clock = PhaseClock(Phase.LEASE)
+        self._session = session.Session()
+        self._transcript = Transcript(
+            self._session.number_of, max_bytes=deps.settings.max_log_bytes
+        )
+        self._buildkit_version = ""
+        self._toolchain_version = ""
+        self._log = log.bind(build_id=build.id, tenant=build.tenant, attempt=build.attempt)
+
+    # -- the handle ----------------------------------------------------------------------------
+
+    @property
+    def id(self) -> BuildId:
+        """The build."""
+        return self._build.id
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose build it is."""
+        return self._build.tenant
+
+    @property
+    def build(self) -> Build:
+        """The build as last stored."""
+        return self._build
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps so far."""
+        return self._session.steps
+
+    def cancel(self) -> None:
+        """End the build as cancelled, unless it has a verdict already. Returns at once."""
+        if self._verdict is None:
+            self._verdict = self._ended(Reason.CANCELLED, "cancelled")
+        self._scope.cancel(reason=f"build {self.id}: cancelled by request")
+
+    def interrupt(self) -> None:
+        """Give the attempt up and let the build wait for another one. Returns at once."""
+        if self._verdict is None:
+            self._verdict = Interrupted()
+        self._scope.cancel(reason=f"build {self.id}: the daemon stops")
+
+    # -- the task ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the attempt and store its verdict; then the machine is gone and the slot is free."""
+        timeout = self._build.request.policy.timeout_seconds
+        async with self._deps.ledger.logs.open(self.id) as events:
+            self._scope.deadline = trio.current_time() + timeout
+            with self._scope:
+                await self._run_machine(events)
+            if self._verdict is None:
+                self._verdict = self._ended(
+                    Reason.BUILD_TIMEOUT, f"the build did not finish within {timeout} s"
+                )
+            try:
+                with trio.fail_after(CONCLUDE_SECONDS, shield=True):
+                    await self._conclude(events, self._verdict)
+            except (HostError, trio.TooSlowError) as exc:
+                # The queue takes the build back as soon as the host works again.
+                self._log.error("build.verdict_not_stored", why=str(exc) or "it took too long")
+
+    async def _run_machine(self, events: BuildLog) -> None:
+        """Boot the machine, hold the conversation, leave a verdict; then destroy the machine."""
+        policy = self._build.request.policy
+        spec = MachineSpec(machine_id(self.id, self._build.attempt), policy.cpus, policy.memory_mb)
+        machine: Machine | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                secrets = await self._read_secrets()
+                machine = await nursery.start(self._deps.hypervisor.run_machine, spec)
+                self._clock.enter(Phase.BOOT)
+                await self._open_ports(machine, secrets, nursery)
+                link = await self._connect(machine)
+                try:
+                    await self._greet(link)
+                    await self._configure(link)
+                    nursery.start_soon(self._keep_alive, link)
+                    self._settle(await self._converse(link, events))
+                finally:
+                    await link.aclose()
+            except SecretNotFound as exc:
+                self._settle(self._ended(Reason.SECRET_NOT_FOUND, str(exc)))
+            except (GuestLost, VmBootFailed) as exc:
+                self._settle(await self._explain_loss(exc, machine))
+            except HostError as exc:
+                self._settle(self._blame_host(exc))
+            nursery.cancel_scope.cancel(reason=f"build {self.id}: the attempt is over")
+
+    async def _open_ports(
+        self, machine: Machine, secrets: Mapping[str, bytes], nursery: trio.Nursery
+    ) -> None:
+        """Serve the registry, the source and the secrets to this machine while it lasts."""
+        source = self._build.source
+        path = self._deps.ledger.source_path(self.id)
+
+        async def send_source(port: GuestPort) -> None:
+            await serve_source(port, path, source)
+
+        async def send_secrets(port: GuestPort) -> None:
+            silence = self._deps.settings.link_silence
+            await serve_secrets(port, secrets, silence_seconds=silence)
+
+        await nursery.start(_serve_port, machine, wire.REGISTRY_PORT, self._deps.serve_registry)
+        await nursery.start(_serve_port, machine, wire.SOURCE_PORT, send_source)
+        if secrets:
+            await nursery.start(_serve_port, machine, wire.SECRETS_PORT, send_secrets)
+
+    async def _read_secrets(self) -> Mapping[str, bytes]:
+        """Read the secrets before anything boots. Raises SecretNotFound, and HostError."""
+        wanted = self._build.request.secrets
+        if not wanted:
+            return {}
+        directory = self._deps.settings.build_secrets_dir
+        disk = self._deps.ledger.threads.disk
+        return await run_in_thread(disk, read_secrets_sync, directory, self.tenant, wanted)
+
+    async def _connect(self, machine: Machine) -> GuestLink:
+        """Wait for the agent to answer. Raises GuestLost after `boot_timeout`."""
+        settings = self._deps.settings
+        try:
+            with trio.fail_after(settings.boot_timeout):
+                stream = await self._deps.dial(machine, wire.CONTROL_PORT)
+        except trio.TooSlowError as exc:
+            raise GuestLost(f"the machine did not boot within {settings.boot_timeout:g} s") from exc
+        return GuestLink(stream, silence_seconds=settings.link_silence)
+
+    async def _greet(self, link: GuestLink) -> None:
+        hello = await link.receive_hello()
+        self._buildkit_version = hello.buildkit[:100]
+        self._toolchain_version = hello.toolchain[:100]
+        self._clock.enter(Phase.SOURCE)
+        self._log.info("machine.booted", seconds=round(self._clock.spent(Phase.BOOT), 3))
+
+    async def _configure(self, link: GuestLink) -> None:
+        """Mint the registry token now, not at submit: it must outlive the build, not the queue."""
+        build, deps = self._build, self._deps
+        left = max(0.0, self._scope.deadline - trio.current_time())
+        lifetime = max(MIN_TOKEN_SECONDS, left + TOKEN_MARGIN_SECONDS)
+        token = deps.mint_registry_token(build, lifetime)
+        await link.send(
+            guest_config(build, deps.settings, token=token, seconds=left, now=deps.ledger.clock())
+        )
+        await link.send(wire.HostReady())
+
+    async def _converse(self, link: GuestLink, events: BuildLog) -> Event:
+        """Take what the guest says until it reports a result, and return the verdict on that."""
+        while True:
+            for action in self._session.receive(await link.receive()):
+                match action:
+                    case session.Output(lines):
+                        await _store(events, self._transcript.lines(lines, self._now()))
+                    case session.StepChanged():
+                        await _store(events, self._transcript.step_change(action, self._now()))
+                    case session.PhaseEntered(phase):
+                        await self._enter_phase(phase)
+                    case session.Refused(why):
+                        self._log.debug("guest.refused", why=why)
+                        await link.send(wire.Error(why))
+                    case session.Finished(result):
+                        return await self._judge(result)
+
+    async def _enter_phase(self, phase: str) -> None:
+        if phase == "building":
+            self._clock.enter(Phase.BUILD)
+        elif phase == "pushing":
+            self._clock.enter(Phase.PUSH)
+            self._build = await self._deps.ledger.apply(self._build, PushBegun())
+
+    async def _judge(self, result: wire.BuildResult) -> Event:
+        """Believe a success only if this host's own registry holds the image, every blob of it."""
+        self._clock.stop()
+        if not result.ok:
+            known = {reason.value for reason in GUEST_REASONS}
+            reason = Reason(result.error_code) if result.error_code in known else None
+            return self._ended(
+                reason or Reason.BUILD_FAILED, result.error or "the build failed without a word"
+            )
+        repository = RepositoryName(f"builds/{self.id}")
+        digest = parse_digest(result.image_digest)
+        if digest is None or not await self._deps.registry.holds_image(repository, digest):
+            return self._ended(
+                Reason.PUSH_FAILED,
+                f"the guest reports the image {result.image_digest[:80]!r}, which"
+                f" {repository} does not hold",
+            )
+        image_name = self._build.request.image_name
+        if image_name and not await self._name_image(repository, digest, image_name):
+            return self._ended(
+                Reason.PUSH_FAILED, f"the image could not be given the name {image_name!r}"
+            )
+        # An agent that went from building to done in one breath has pushed all the same.
+        self._build = await self._deps.ledger.apply(self._build, PushBegun())
+        return Succeeded(
+            image_digest=digest,
+            provenance=self._provenance(result),
+            phases=self._clock.phases,
+        )
+
+    async def _keep_alive(self, link: GuestLink) -> None:
+        """Send heartbeats. A link that takes none is noticed by the receiver as well."""
+        try:
+            await send_heartbeats(link, self._deps.ledger.clock)
+        except GuestLost:
+            return
+
+    async def _explain_loss(self, exc: GuestLost | VmBootFailed, machine: Machine | None) -> Event:
+        """Say how the guest was lost: if its VMM ended, that is the reason, with its last words."""
+        message = exc.message
+        evidence = getattr(exc, "evidence", "")
+        if machine is not None:
+            with trio.move_on_after(1.0):  # the link breaks a moment before the VMM is reaped
+                end = await machine.wait_exit()
+                message = end.description
+            evidence = machine.evidence()
+        self._log.warning("machine.lost", why=message, error_code=exc.code)
+        tail = evidence.strip()[-1000:]
+        return self._ended(Reason.BUILDER_LOST, f"{message}\n{tail}" if tail else message)
+
+    def _blame_host(self, exc: HostError) -> Event:
+        """End the attempt because of the host, whose disk or database refused something."""
+        self._log.error("attempt.host_failed", why=exc.message, error_code=exc.code)
+        is_full = isinstance(exc, ResourceExhausted)
+        return self._ended(Reason.OUT_OF_DISK if is_full else Reason.BUILDER_LOST, exc.message)
+
+    async def _conclude(self, events: BuildLog, verdict: Event) -> None:
+        """Store what is left of the output, the steps, and the verdict."""
+        try:
+            await _store(events, self._transcript.lines(self._session.finish(), self._now()))
+        except HostError as exc:
+            self._log.error("build.log_incomplete", why=exc.message)
+        await self._deps.ledger.database.run(builds.set_steps, self.id, self.steps)
+        self._build = await self._deps.ledger.apply(self._build, verdict)
+
+    async def _name_image(self, source: RepositoryName, digest: Digest, image_name: str) -> bool:
+        """Give the image its extra name, below the tenant's; False if that cannot be."""
+        target = parse_tag_reference(f"{self.tenant}/{image_name}")
+        return target is not None and await self._deps.registry.copy_image(
+            source, digest, target.repository, target.tag
+        )
+
+    def _settle(self, verdict: Event) -> None:
+        """The first verdict stands: a cancellation a tick after the end changes nothing."""
+        if self._verdict is None:
+            self._verdict = verdict
+
+    def _ended(self, reason: Reason, message: str) -> Ended:
+        self._clock.stop()
+        return Ended(reason, message, self._clock.phases)
+
+    def _now(self) -> float:
+        return self._deps.ledger.clock()
+
+    def _provenance(self, result: wire.BuildResult) -> Provenance:
+        return Provenance(
+            source_hash=f"sha256:{self._build.source.sha256}",
+            builder_image_digest=self._deps.builder_image_digest,
+            timestamp=self._now(),
+            base_image_digest=parse_digest(result.base_image_digest),
+            lockfile_hashes=dict(result.lockfile_hashes),
+            buildkit_version=self._buildkit_version or None,
+            toolchain_version=self._toolchain_version or None,
+        )
+
+
+async def _store(events: BuildLog, said: Rendered) -> None:
+    await events.append(said.events, said.text, continues=said.continues)
+
+
+async def _serve_port(
+    machine: Machine,
+    port: int,
+    serve: Callable[[GuestPort], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    async with machine.listen(port) as listener:
+        task_status.started()
+        await serve(listener)
+
+
+class PhaseClock:
+    """Measures how long an attempt is in each phase, on the monotonic clock."""
+
+    def __init__(self, first: Phase) -> None:
+        self._spent: dict[Phase, float] = {}
+        self._phase: Phase | None = first
+        self._since = trio.current_time()
+
+    def enter(self, phase: Phase) -> None:
+        """Leave the present phase for `phase`; entering the same one again changes nothing."""
+        if phase is not self._phase:
+            self.stop()
+            self._phase = phase
+
+    def stop(self) -> None:
+        """Leave the present phase."""
+        now = trio.current_time()
+        if self._phase is not None:
+            self._spent[self._phase] = self.spent(self._phase) + now - self._since
+        self._phase, self._since = None, now
+
+    def spent(self, phase: Phase) -> float:
+        """Return the seconds spent in a phase that has been left."""
+        return self._spent.get(phase, 0.0)
+
+    @property
+    def phases(self) -> dict[Phase, float]:
+        """The seconds spent in every phase that has been left."""
+        return dict(self._spent)

@@ -1,0 +1,175 @@
+"""What the API may do with builds: one front for the queue, the running actors and the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from supervisor.actors.ledger import Ledger
+from supervisor.actors.queue import QueueHandle
+from supervisor.actors.runner import BuildRunner
+from supervisor.errors import Conflict
+from supervisor.model.build import Build, BuildRequest, Source, Step
+from supervisor.model.events import EventBatch, EventId
+from supervisor.model.ids import BuildId, IdSource, Tenant, parse_build_id
+from supervisor.store import builds
+from supervisor.store.builds import BuildFilter
+from supervisor.store.eventlog import BuildLog
+from supervisor.store.idempotency import IdempotencyKey
+
+__all__ = ["BuildFilter", "BuildService", "EventReader", "IdempotencyKey", "NewBuild"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewBuild:
+    """A checked submission; the archive lies at `BuildService.upload_path(id)`."""
+
+    id: BuildId
+    tenant: Tenant
+    request: BuildRequest
+    source: Source
+    key: IdempotencyKey | None = None
+
+
+class EventReader:
+    """One follower's place in a build's events."""
+
+    def __init__(self, log: BuildLog, after: EventId, *, follow: bool) -> None:
+        self._log = log
+        self._at = after
+        self._follow = follow
+
+    async def next_batch(self) -> EventBatch | None:
+        """Return the next events, waiting for them when following; None when no more will come."""
+        while True:
+            if (batch := await self._log.read(self._at)) is not None:
+                self._at = batch.last_id
+                return batch
+            if not self._follow or self._log.has_ended:
+                return None
+            await self._log.wait_behind(self._at)
+
+
+class BuildService:
+    """Builds as the outside sees them. Raises the errors of `supervisor.errors`, and ActorGone."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: QueueHandle,
+        runner: BuildRunner,
+        ids: IdSource,
+        why_not_ready: Callable[[], str | None],
+    ) -> None:
+        self._ledger = ledger
+        self._queue = queue
+        self._runner = runner
+        self._ids = ids
+        self._why_not_ready = why_not_ready
+
+    def readiness(self) -> str | None:
+        """Return None if builds can start, else why not."""
+        if self._queue.is_draining:
+            return "the daemon is stopping"
+        return self._why_not_ready()
+
+    def new_id(self) -> BuildId:
+        """Return the id for a submission that begins now."""
+        return self._ids.build_id(self._ledger.clock())
+
+    def upload_path(self, build_id: BuildId) -> Path:
+        """Return where a submission's archive is to be written; its directory may not exist."""
+        return self._ledger.source_path(build_id)
+
+    async def check_room(self) -> None:
+        """Raise QueueFull or NotReady if a submission would be refused now."""
+        self._queue.check_room()
+
+    async def submit(self, new: NewBuild) -> Build:
+        """Take a build in. When this returns, the build is durable.
+
+        Returns the earlier build if `new.key` has made one: then its id is another, and the files
+        of `new` are still there to be discarded. Raises QueueFull, NotReady and Conflict.
+        """
+        now = self._ledger.clock()
+        return await self._queue.submit(
+            Build(
+                id=new.id,
+                tenant=new.tenant,
+                request=new.request,
+                source=new.source,
+                created_at=now,
+                queued_at=now,
+            ),
+            new.key,
+        )
+
+    async def discard(self, build_id: BuildId) -> None:
+        """Remove the files of a submission that was not taken in."""
+        await self._ledger.discard(build_id)
+
+    async def get(self, build_id: BuildId) -> Build:
+        """Return a build. Raises NotFound."""
+        return await self._ledger.database.run(builds.get_build, build_id)
+
+    async def list(self, wanted: BuildFilter) -> list[Build]:
+        """Return builds, newest first."""
+        return await self._ledger.database.run(builds.list_builds, wanted)
+
+    def queue_position(self, build_id: BuildId) -> int | None:
+        """Return the 1-based position of a waiting build."""
+        return self._queue.position(build_id)
+
+    async def cancel(self, build_id: BuildId) -> None:
+        """Accept the end of a build. Raises NotFound, or Conflict if it has ended."""
+        await self._queue.cancel(build_id)
+
+    async def purge(self, build_id: BuildId) -> None:
+        """Forget a finished build and its files. Raises NotFound; Conflict if it has not ended."""
+        build = await self.get(build_id)
+        if not build.status.is_final:
+            raise Conflict(f"build {build_id} is {build.status}; cancel it first")
+        await self._ledger.forget(build_id)
+
+    async def steps(self, build_id: BuildId) -> Sequence[Step]:
+        """Return the steps of the present or the last attempt. Raises NotFound."""
+        if (actor := self._runner.running.get(build_id)) is not None:
+            return actor.steps
+        await self.get(build_id)
+        return await self._ledger.database.run(builds.get_steps, build_id)
+
+    @asynccontextmanager
+    async def open_events(
+        self, build_id: BuildId, *, after: EventId, follow: bool
+    ) -> AsyncIterator[EventReader]:
+        """Follow the events of a build behind `after`, which may be any number. Raises NotFound.
+
+        Following ends after the final status; not following ends at the last event there is.
+        """
+        await self._ledger.repair(await self.get(build_id))
+        async with self._ledger.logs.open(build_id) as log:
+            yield EventReader(log, await log.locate(after), follow=follow)
+
+    def log_path(self, build_id: BuildId) -> Path:
+        """Return the plain-text log of a build."""
+        return self._ledger.logs.text_path(build_id)
+
+
+async def sweep_uploads(ledger: Ledger, builds_dir: Path) -> int:
+    """Remove what submissions left that a crash cut short; return how many there were."""
+    found = await trio.to_thread.run_sync(_directories_sync, builds_dir)
+    known = await ledger.database.run(builds.stored_ids, found)
+    leftovers = [build_id for build_id in found if build_id not in known]
+    for build_id in leftovers:
+        await ledger.discard(build_id)
+    return len(leftovers)
+
+
+def _directories_sync(path: Path) -> list[BuildId]:
+    """Return what lies there under the name of a build; anything else is not ours to remove."""
+    names = (parse_build_id(entry.name) for entry in path.iterdir() if entry.is_dir())
+    return [name for name in names if name is not None]

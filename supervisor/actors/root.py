@@ -1,0 +1,181 @@
+"""The root of the actors: starts them in order, keeps the permanent ones running, stops in reverse.
+
+    registry ⊃ builds ⊃ queue
+
+The queue starts builds and builds use the registry, so each is started after what it needs and
+stopped before it. Starting is recovering: there is no other way to come up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from supervisor.actors import queue
+from supervisor.actors.build import BuildDeps, GuestPort
+from supervisor.actors.builds import BuildService, sweep_uploads
+from supervisor.actors.grants import grants_of
+from supervisor.actors.ledger import Ledger
+from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
+from supervisor.actors.registry import RegistryActor
+from supervisor.actors.runner import BuildRunner
+from supervisor.actors.schedule import Capacity
+from supervisor.config import Settings
+from supervisor.errors import NotFound
+from supervisor.model.build import Build
+from supervisor.model.ids import BuildId, IdSource, Tenant
+from supervisor.runtime.clock import Clock
+from supervisor.runtime.logs import log
+from supervisor.runtime.mailbox import Mailbox
+from supervisor.runtime.supervise import RestartPolicy, supervise
+from supervisor.runtime.threads import Threads
+from supervisor.store import builds
+from supervisor.store.database import Database
+from supervisor.store.eventlog import BuildLogs
+from supervisor.tokens import mint_registry_token
+from supervisor.vm.machine import Hypervisor, wait_connect
+
+PERMANENT = RestartPolicy(intensity=3, period_seconds=60.0)
+"""Enough for a burst of bad luck; a fault that stays takes the daemon down within seconds."""
+
+
+@dataclass(frozen=True)
+class RootDeps:
+    """What the root is given: everything outside the tower of actors."""
+
+    settings: Settings
+    database: Database
+    threads: Threads
+    clock: Clock
+    hypervisor: Hypervisor
+    builder_image_digest: str
+    registry: RegistryActor
+    registry_secret: bytes
+    serve_registry: Callable[[GuestPort], Awaitable[None]]
+    why_not_ready: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class System:
+    """The running actors, as the edge of the daemon sees them."""
+
+    builds: BuildService
+    queue: QueueHandle
+    runner: BuildRunner
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Start no more builds; let the running ones finish, or put them back into the queue."""
+        await self.queue.drain()
+        await self.runner.drain(grace_seconds)
+
+
+class RootActor:
+    """Owns all actors. `run` is the task; cancel it after `System.drain`."""
+
+    def __init__(self, deps: RootDeps) -> None:
+        self._deps = deps
+        self._builds_dir = deps.settings.data_dir / "builds"
+        logs = BuildLogs(self._builds_dir, deps.threads)
+        self._ledger = Ledger(deps.database, logs, self._builds_dir, deps.threads, deps.clock)
+        self._limits = QueueLimits(
+            Capacity(deps.settings.max_concurrent_source_builds, deps.settings.tenant_capacity),
+            deps.settings.max_queued_builds,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[System]) -> None:
+        """Recover, start everything, hand it out, and keep it until cancelled.
+
+        Raises RestartLimitExceeded when a permanent actor keeps failing.
+        """
+        registry = self._deps.registry
+        mailbox: Mailbox[queue.Message] = Mailbox()
+        try:
+            async with trio.open_nursery() as registry_nursery:
+                await registry_nursery.start(
+                    partial(supervise, "registry", registry.run, policy=PERMANENT)
+                )
+                await self._import_seeds()
+                await self._sweep()
+                async with trio.open_nursery() as builds_nursery:
+                    runner = BuildRunner(builds_nursery, self._build_deps())
+                    handle = QueueHandle(mailbox, self._limits)
+                    actor = partial(self._run_queue, mailbox=mailbox, handle=handle, runner=runner)
+                    async with trio.open_nursery() as queue_nursery:
+                        await queue_nursery.start(
+                            partial(supervise, "queue", actor, policy=PERMANENT)
+                        )
+                        task_status.started(System(self._service(handle, runner), handle, runner))
+        finally:
+            mailbox.close()
+            registry.close()
+
+    async def _run_queue(
+        self,
+        *,
+        mailbox: Mailbox[queue.Message],
+        handle: QueueHandle,
+        runner: BuildRunner,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """Run a fresh queue actor: one that failed has no state that is worth keeping."""
+        actor = QueueActor(mailbox, handle, self._ledger, runner, self._limits)
+        await actor.run(task_status=task_status)
+
+    def _service(self, handle: QueueHandle, runner: BuildRunner) -> BuildService:
+        return BuildService(self._ledger, handle, runner, IdSource(), self._deps.why_not_ready)
+
+    def _build_deps(self) -> BuildDeps:
+        deps = self._deps
+        return BuildDeps(
+            settings=deps.settings,
+            ledger=self._ledger,
+            hypervisor=deps.hypervisor,
+            registry=deps.registry.handle,
+            builder_image_digest=deps.builder_image_digest,
+            mint_registry_token=self._mint_token,
+            serve_registry=deps.serve_registry,
+            dial=wait_connect,
+        )
+
+    def _mint_token(self, build: Build, lifetime_seconds: float) -> str:
+        return mint_registry_token(
+            self._deps.registry_secret,
+            subject=f"builder-{build.id}",
+            build_id=build.id,
+            grants=grants_of(build),
+            now=self._deps.clock(),
+            lifetime_seconds=lifetime_seconds,
+        )
+
+    async def _sweep(self) -> None:
+        """Remove what an earlier daemon left when it was killed."""
+        machines = await self._deps.hypervisor.sweep()
+        uploads = await sweep_uploads(self._ledger, self._builds_dir)
+        if machines or uploads:
+            log.info("daemon.swept", machines=machines, uploads=uploads)
+
+    async def _import_seeds(self) -> None:
+        """Import the operator's image layouts; those that are there already cost one look each."""
+        directory = self._deps.settings.seed_images_dir
+        if directory is None:
+            return
+        for layout in await trio.to_thread.run_sync(_layouts_sync, directory):
+            for name in await self._deps.registry.handle.import_layout(layout):
+                log.info("registry.seeded", image=name)
+
+
+async def tenant_of_build(database: Database, build_id: BuildId) -> Tenant | None:
+    """Return whose a build is: the registry asks on each access to `builds/{id}`."""
+    try:
+        build = await database.run(builds.get_build, build_id)
+    except NotFound:
+        return None
+    return build.tenant
+
+
+def _layouts_sync(directory: Path) -> list[Path]:
+    return sorted(path.parent for path in directory.glob("*/oci-layout"))

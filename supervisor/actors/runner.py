@@ -1,0 +1,69 @@
+"""Supervises the actors of running builds: each is temporary, and none is restarted.
+
+A build that fails is a verdict of its actor. An actor that crashes is a bug: it is logged, and what
+it leaves without a verdict the queue takes back for another attempt, of which there are only so
+many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from supervisor.actors.build import BuildActor, BuildDeps
+from supervisor.model.build import Build
+from supervisor.model.ids import BuildId
+from supervisor.runtime.logs import log
+
+
+class BuildRunner:
+    """Starts build actors in `builds_nursery`, which must outlive the queue."""
+
+    def __init__(self, builds_nursery: trio.Nursery, deps: BuildDeps) -> None:
+        self._nursery = builds_nursery
+        self._deps = deps
+        self._running: dict[BuildId, BuildActor] = {}
+        self._fewer = trio.Event()
+
+    @property
+    def running(self) -> Mapping[BuildId, BuildActor]:
+        """The builds that hold a slot."""
+        return self._running
+
+    def start_nowait(self, build: Build, done: Callable[[BuildId], Awaitable[None]]) -> None:
+        """Start the actor of `build`; when it has ended and holds no slot, call `done`."""
+        assert build.id not in self._running, f"build {build.id} runs already"
+        actor = BuildActor(build, self._deps)
+        self._running[build.id] = actor
+        self._nursery.start_soon(self._run, actor, done, name=f"build:{build.id}")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Let running builds finish for `grace_seconds`, then put the rest back into the queue."""
+        with trio.move_on_after(grace_seconds):
+            await self._wait_idle()
+        self.interrupt()
+        await self._wait_idle()
+
+    def interrupt(self) -> None:
+        """Begin to put every running build back into the queue. Returns at once."""
+        for actor in list(self._running.values()):
+            actor.interrupt()
+
+    async def _run(self, actor: BuildActor, done: Callable[[BuildId], Awaitable[None]]) -> None:
+        try:
+            await actor.run()
+        except Exception as exc:
+            log.opt(exception=exc).error("build.actor_crashed", build_id=actor.id)
+        finally:
+            self._release(actor)
+        await done(actor.id)
+
+    def _release(self, actor: BuildActor) -> None:
+        del self._running[actor.id]
+        self._fewer.set()
+        self._fewer = trio.Event()
+
+    async def _wait_idle(self) -> None:
+        while self._running:
+            await self._fewer.wait()

@@ -1,0 +1,95 @@
+"""How a build's log looks: the guest's steps and lines as events, and as plain text. Pure.
+
+The plain text follows BuildKit's own plain progress: each step has a number, each line bears it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from supervisor.guest.lines import Line
+from supervisor.guest.session import StepChanged
+from supervisor.model.build import Step
+from supervisor.model.events import log_event, step_event
+from supervisor.model.times import rfc3339
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What to append to a log: see `BuildLog.append`."""
+
+    events: list[bytes]
+    text: bytes
+    continues: bool = False
+
+
+class Transcript:
+    """Renders what is said in one attempt, and bounds what that may take on disk.
+
+    What is counted is what is stored: a byte of a guest can become some hundred of an event.
+    """
+
+    def __init__(self, number_of: Callable[[str], int | None], *, max_bytes: int) -> None:
+        self._number_of = number_of
+        self._max_bytes = max_bytes
+        self._bytes_left = max_bytes
+        self._open_line: tuple[str, int] | None = None
+        """The step and stream of the line that the text ends in, if it ends inside one."""
+
+    def lines(self, lines: Iterable[Line], now: float) -> Rendered:
+        """Return what to append for lines of output."""
+        events: list[bytes] = []
+        text: list[str] = []
+        continues = False
+        for line in lines:
+            stamp = rfc3339(line.time)
+            events.append(log_event(stamp, line.step, line.content, partial=line.is_partial))
+            origin = (line.step, line.stream)
+            if origin == self._open_line:
+                continues = continues or not text
+            else:
+                text += "\n" if self._open_line and text else "", self._prefix(line.step)
+            text += line.content, "" if line.is_partial else "\n"
+            self._open_line = origin if line.is_partial else None
+        return self._limited(Rendered(events, "".join(text).encode(), continues), now)
+
+    def step_change(self, change: StepChanged, now: float) -> Rendered:
+        """Return what to append for a step whose state has changed."""
+        step = change.step
+        head = f"#{change.number} {_one_line(step.name)}\n" if change.is_new else ""
+        said = _ending(step)
+        tail = f"#{change.number} {said}\n" if said else ""
+        if head or tail:
+            self._open_line = None
+        return self._limited(
+            Rendered([step_event(rfc3339(now), step)], (head + tail).encode()), now
+        )
+
+    def _prefix(self, step: str) -> str:
+        number = self._number_of(step)
+        return f"#{number} " if number is not None else ""
+
+    def _limited(self, said: Rendered, now: float) -> Rendered:
+        if self._bytes_left <= 0:
+            return Rendered([], b"")
+        self._bytes_left -= sum(map(len, said.events)) + len(said.events) + len(said.text)
+        if self._bytes_left > 0:
+            return said
+        cut = f"[the log is cut here: it has reached {self._max_bytes} bytes]"
+        return Rendered([log_event(rfc3339(now), "", cut)], f"{cut}\n".encode())
+
+
+def _ending(step: Step) -> str:
+    if step.error:
+        return f"ERROR: {_one_line(step.error)}"
+    if step.completed_at is None:
+        return ""
+    if step.cached:
+        return "CACHED"
+    took = max(0.0, step.completed_at - (step.started_at or step.completed_at))
+    return f"DONE {took:.1f}s"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
