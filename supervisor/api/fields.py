@@ -1,0 +1,321 @@
+"""The fields of a submission: one model for the multipart form and for the websocket's JSON.
+
+A form has only texts, so its parts are first turned into what they stand for (`from_texts`); then
+both are judged by `BuildFields`. Every value that later meets a command line, a path or the
+registry is held to a grammar here that leaves nothing to quote.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from supervisor.config import Settings
+from supervisor.errors import InvalidRequest
+from supervisor.model.build import BuildRequest, NetworkMode, Policy, SecretRef
+from supervisor.tokens import Caller
+
+MIN_MEMORY_MB = 512
+"""Less does not boot."""
+MAX_DOCKERFILE_BYTES = 1 << 20
+MAX_TEXT_BYTES = 256 << 10
+"""Of any other part."""
+
+ENABLED_PARTS = frozenset(
+    {
+        "source",
+        "dockerfile",
+        "dockerfile_path",
+        "target",
+        "build_args",
+        "tags",
+        "source_hash",
+        "timeout_seconds",
+        "memory_mb",
+        "cpus",
+        "no_cache",
+        "image_name",
+        "network_mode",
+        "runtime",
+    }
+)
+"""The parts that have their machinery. The parser knows all of them; the others are answered 400.
+`network_mode=egress` stands for asking for egress by name."""
+
+DEPRECATED_WARNING = '299 - "the part `runtime` is deprecated and ignored"'
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_DOMAIN_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?:\*\.)?{_DOMAIN_LABEL}(?:\.{_DOMAIN_LABEL})+", re.ASCII)
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HEX_DIGEST = r"[0-9a-f]{64}"
+
+
+def _check_path(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") or ".." in parts or not parts or _CONTROL.search(path):
+        raise ValueError("must be a relative path that stays inside the source")
+    return "/".join(parts)
+
+
+def _check_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+def _check_line(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+def _check_domain(name: str) -> str:
+    name = name.lower()
+    if len(name) > 253 or not _DOMAIN.fullmatch(name):
+        raise ValueError("must be a domain name, or *. and a domain name")
+    return name
+
+
+def _strip_prefix(digest: Any) -> Any:
+    return digest.lower().removeprefix("sha256:") if isinstance(digest, str) else digest
+
+
+def _check_secret_id(secret_id: str) -> str:
+    if secret_id in (".", ".."):
+        raise ValueError("must not be a directory")
+    return secret_id
+
+
+def _check_scope(scope: str) -> str:
+    if scope == "global":
+        raise ValueError("`global` is reserved")
+    return scope
+
+
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_check_line)]
+TagKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=128), AfterValidator(_check_line)
+]
+
+
+class SecretField(BaseModel):
+    """A secret that the build asks for by name."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: Annotated[
+        str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$"), AfterValidator(_check_secret_id)
+    ]
+    env_var: Variable | None = None
+
+
+class BuildFields(BaseModel):
+    """Everything that a submission may say beside its source."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dockerfile: Annotated[str, AfterValidator(_check_text)] | None = Field(
+        None, description="Replaces the Dockerfile in the source; never written into it."
+    )
+    dockerfile_path: Annotated[
+        str, StringConstraints(max_length=1024), AfterValidator(_check_path)
+    ] = Field("Dockerfile", description="Path of the Dockerfile inside the source.")
+    target: (
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")] | None
+    ) = Field(None, description="The stage to build.")
+    build_args: dict[Variable, Annotated[str, AfterValidator(_check_text)]] = Field(
+        default_factory=dict, description="JSON object: values of ARG.", max_length=256
+    )
+    tags: dict[TagKey, Line] = Field(
+        default_factory=dict, description="JSON object: labels to find the build by.", max_length=64
+    )
+    secrets: tuple[SecretField, ...] = Field(
+        (),
+        description="JSON array of the secrets that the build uses.",
+        max_length=64,
+        strict=False,
+    )
+    source_hash: (
+        Annotated[
+            str, BeforeValidator(_strip_prefix), StringConstraints(pattern=rf"^{_HEX_DIGEST}$")
+        ]
+        | None
+    ) = Field(None, description="SHA-256 of the uploaded bytes, `sha256:` optional; checked.")
+    base_image_digest: (
+        Annotated[str, StringConstraints(pattern=rf"^sha256:{_HEX_DIGEST}$")] | None
+    ) = Field(None, description="What the base image of the final stage must resolve to.")
+    cache_scope: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,62}[a-z0-9]$"),
+            AfterValidator(_check_scope),
+        ]
+        | None
+    ) = Field(None, description="The tenant's build cache to use.")
+    global_cache_key: (
+        Annotated[str, StringConstraints(pattern=rf"^{_COMPONENT}$", max_length=128)] | None
+    ) = Field(None, description="The shared build cache to import; exported to by administrators.")
+    timeout_seconds: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="How long an attempt may take, from the lease of its machine."
+    )
+    memory_mb: Annotated[int, Field(ge=MIN_MEMORY_MB)] | None = Field(
+        None, description="Memory of the machine in MiB."
+    )
+    cpus: Annotated[int, Field(ge=1)] | None = Field(None, description="Processors of the machine.")
+    network_mode: Annotated[NetworkMode, Field(strict=False)] | None = Field(
+        None, description="What the build may reach beside the registry."
+    )
+    allowed_domains: (
+        Annotated[
+            tuple[Annotated[str, AfterValidator(_check_domain)], ...],
+            Field(max_length=256, strict=False),
+        ]
+        | None
+    ) = Field(
+        None, description="JSON array of names, `*.` allowed in front; absent: any public address."
+    )
+    no_cache: bool = Field(False, description="Build every step anew.")
+    image_name: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=rf"^{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?$",
+                max_length=180,
+            ),
+        ]
+        | None
+    ) = Field(None, description="An extra name of the result in the registry, `name[:tag]`.")
+    runtime: str | None = Field(None, description="Ignored.", deprecated=True)
+
+
+class _Limit(NamedTuple):
+    field: str
+    setting: str
+
+
+LIMITS = (
+    _Limit("timeout_seconds", "max_build_timeout"),
+    _Limit("memory_mb", "max_build_memory_mb"),
+    _Limit("cpus", "max_build_cpus"),
+)
+"""Fields whose largest value is the operator's."""
+
+_INTEGERS = frozenset({"timeout_seconds", "memory_mb", "cpus"})
+_JSON = frozenset({"build_args", "tags", "secrets", "allowed_domains"})
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def check_part_name(name: str, enabled: frozenset[str]) -> None:
+    """Raise InvalidRequest if there is no part of that name, or none that works yet."""
+    if name != "source" and name not in BuildFields.model_fields:
+        raise InvalidRequest(f"there is no part {name[:64]!a}")
+    if name not in enabled:
+        raise InvalidRequest(f"the part `{name}` is not supported by this version of the daemon")
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Turn the text parts of a form into the values that they stand for; empty ones are absent."""
+    return {name: _from_text(name, text) for name, text in texts.items() if text != ""}
+
+
+def parse_fields(values: Mapping[str, Any], enabled: frozenset[str]) -> BuildFields:
+    """Check the fields of a submission; null and empty texts count as absent.
+
+    Raises InvalidRequest naming each part that is wrong.
+    """
+    present = {name: value for name, value in values.items() if value is not None and value != ""}
+    for name in present:
+        check_part_name(name, enabled)
+    try:
+        fields = BuildFields.model_validate(present)
+    except ValidationError as exc:
+        raise InvalidRequest(_first_of(exc), details=_all_of(exc)) from exc
+    if fields.network_mode is NetworkMode.EGRESS and "network_mode=egress" not in enabled:
+        raise InvalidRequest(
+            "the part `network_mode`: `egress` is not supported by this version of the daemon"
+        )
+    if fields.allowed_domains is not None and fields.network_mode is NetworkMode.ISOLATED:
+        raise InvalidRequest("the part `allowed_domains` has no meaning with network_mode=isolated")
+    if len({secret.id for secret in fields.secrets}) < len(fields.secrets):
+        raise InvalidRequest("the part `secrets` names a secret twice")
+    return fields
+
+
+def to_request(fields: BuildFields, settings: Settings, caller: Caller) -> BuildRequest:
+    """Complete the fields with the operator's defaults. Raises InvalidRequest past a maximum."""
+    for limit in LIMITS:
+        value, most = getattr(fields, limit.field), getattr(settings, limit.setting)
+        if value is not None and value > most:
+            raise InvalidRequest(f"the part `{limit.field}` is {value}; at most {most} is allowed")
+    return BuildRequest(
+        policy=Policy(
+            timeout_seconds=fields.timeout_seconds or settings.build_timeout,
+            memory_mb=fields.memory_mb or settings.build_memory_mb,
+            cpus=fields.cpus or settings.build_cpus,
+            network_mode=fields.network_mode or NetworkMode.EGRESS,
+            allowed_domains=fields.allowed_domains,
+        ),
+        dockerfile=fields.dockerfile,
+        dockerfile_path=fields.dockerfile_path,
+        target=fields.target,
+        build_args=fields.build_args,
+        tags=fields.tags,
+        secrets=tuple(SecretRef(secret.id, secret.env_var) for secret in fields.secrets),
+        base_image_digest=fields.base_image_digest,
+        cache_scope=fields.cache_scope,
+        global_cache_key=fields.global_cache_key,
+        export_global_cache=fields.global_cache_key is not None and caller.is_admin,
+        no_cache=fields.no_cache,
+        image_name=fields.image_name,
+    )
+
+
+def _from_text(name: str, text: str) -> Any:
+    if name in _INTEGERS:
+        if not (text.isascii() and text.isdigit() and len(text) <= 9):
+            raise InvalidRequest(f"the part `{name}` must be a whole number")
+        return int(text)
+    if name == "no_cache":
+        if text.lower() not in _BOOLEANS:
+            raise InvalidRequest("the part `no_cache` must be true or false")
+        return _BOOLEANS[text.lower()]
+    if name in _JSON:
+        return parse_json(text, f"the part `{name}`")
+    return text
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Parse JSON from outside. Raises InvalidRequest naming `what`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"{what} is not valid JSON") from exc
+
+
+def _first_of(exc: ValidationError) -> str:
+    return "the " + _all_of(exc)[0]
+
+
+def _all_of(exc: ValidationError) -> list[str]:
+    """One line for each mistake; never with the value, which may be long or secret."""
+    lines = []
+    for error in exc.errors(include_input=False, include_url=False, include_context=False)[:20]:
+        name, *inner = (ascii(str(part)[:64]).strip("'") for part in error["loc"])
+        place = f" at {'.'.join(inner)}" if inner else ""
+        message = error["msg"].removeprefix("Value error, ")
+        lines.append(f"part `{name}`{place}: {message[:1].lower()}{message[1:]}")
+    return lines

@@ -1,0 +1,227 @@
+"""The listeners: TCP and the UNIX socket for users, one for each machine for its guest.
+
+A listener is a task. Cancelling it is the graceful stop: it accepts no more at once, ends what is
+idle and what follows a log, gives the rest its grace, and then is gone for sure.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+from hypercorn.trio.worker_context import WorkerContext
+
+from supervisor.api.app import make_app
+from supervisor.api.connection import Connection, make_config
+from supervisor.api.front import ASGIApp, Front
+from supervisor.api.ports import ApiDeps
+from supervisor.errors import ConfigError
+from supervisor.runtime.logs import log
+from supervisor.tokens import LOCAL_ADMIN
+
+SOCKET_NAME = "hypeman.sock"
+SOCKET_MODE = 0o660
+BACKLOG = 128
+MAX_CONNECTIONS = 1024
+"""Of one listener for users; more wait to be accepted."""
+MAX_GUEST_CONNECTIONS = 64
+USER_TIMEOUT_MS = 120_000
+"""A TCP peer that acknowledges nothing for so long, or takes nothing, is given up."""
+_NO_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+_NO_CAPACITY_PAUSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the API can be reached."""
+
+    tcp: tuple[str, int] | None
+    unix: Path
+
+
+async def serve_api(
+    deps: ApiDeps,
+    registry: ASGIApp,
+    *,
+    task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve users on TCP and on the UNIX socket until cancelled.
+
+    Both answer when `started` is called. Without a JWT_SECRET there is no TCP listener. Raises
+    ConfigError if an address cannot be had. Once cancelled it takes at most `http_grace` seconds.
+    """
+    api: ASGIApp = make_app(deps)  # type: ignore[assignment]
+    serve = partial(
+        serve_connections,
+        grace_seconds=deps.settings.http_grace,
+        max_connections=MAX_CONNECTIONS,
+        on_stop=deps.stopping.set,
+    )
+    path = deps.settings.runtime_dir / SOCKET_NAME
+    async with _open_unix(path) as unix, _open_tcp(deps) as tcp, trio.open_nursery() as nursery:
+        local = Front(api=api, registry=registry, caller=LOCAL_ADMIN)
+        nursery.start_soon(serve, unix, local, name="api:unix")
+        for listener in tcp:
+            remote = Front(api=api, registry=registry)
+            nursery.start_soon(serve, listener, remote, name="api:tcp")
+        address = tcp[0].socket.getsockname()[:2] if tcp else None
+        task_status.started(Addresses(address, path))
+
+
+async def serve_registry_to_guest(
+    listener: trio.abc.Listener[trio.abc.Stream], registry: ASGIApp
+) -> None:
+    """Serve `/v2`, and nothing else, to one machine until cancelled; then stop at once."""
+    front = Front(api=None, registry=registry)
+    await serve_connections(listener, front, grace_seconds=0, max_connections=MAX_GUEST_CONNECTIONS)
+
+
+async def serve_connections(
+    listener: trio.abc.Listener[trio.abc.Stream],
+    front: Front,
+    *,
+    grace_seconds: float,
+    max_connections: int,
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve every connection that `listener` accepts, at most `max_connections` at once."""
+    context = WorkerContext(None)
+    stopping = trio.Event()
+    slots = trio.Semaphore(max_connections)
+    async with trio.open_nursery() as nursery:
+        connections = await nursery.start(_keep, context, stopping, grace_seconds)
+        try:
+            while True:
+                await slots.acquire()
+                stream = await _accept(listener)
+                connections.start_soon(_serve_one, front, context, stream, slots)
+        finally:
+            on_stop()
+            stopping.set()
+
+
+async def _keep(
+    context: WorkerContext,
+    stopping: trio.Event,
+    grace_seconds: float,
+    *,
+    task_status: trio.TaskStatus[trio.Nursery],
+) -> None:
+    """Own the connections. Shielded, for they outlive the cancellation by their grace, not more."""
+    with trio.CancelScope(shield=True) as scope:
+        async with trio.open_nursery() as nursery:
+            task_status.started(nursery)
+            await stopping.wait()  # set in a `finally`, so it will be
+            scope.deadline = trio.current_time() + grace_seconds
+            await context.terminated.set()
+
+
+async def _serve_one(
+    front: Front, context: WorkerContext, stream: trio.abc.Stream, slots: trio.Semaphore
+) -> None:
+    try:
+        await Connection(front, make_config(), context, stream).run()
+    except Exception as exc:
+        # A bug of ours or of the protocol machinery costs this connection, not the daemon.
+        log.opt(exception=exc).error("api.connection_failed")
+    finally:
+        slots.release()
+        await trio.aclose_forcefully(stream)
+
+
+async def _accept(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.abc.Stream:
+    while True:
+        try:
+            return await listener.accept()
+        except OSError as exc:
+            if exc.errno not in _NO_CAPACITY:
+                raise
+            log.bind(why=exc.strerror).error("api.accept_failed")
+        await trio.sleep(_NO_CAPACITY_PAUSE)
+
+
+@asynccontextmanager
+async def _open_tcp(deps: ApiDeps) -> AsyncIterator[Sequence[trio.SocketListener]]:
+    host, port = deps.settings.host, deps.settings.port
+    if not host or deps.keys is None:
+        yield ()
+        return
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {host}:{port} (HOST, PORT): {exc.strerror}") from exc
+    try:
+        for listener in listeners:
+            # Accepted sockets inherit it.
+            listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        yield listeners
+    finally:
+        for listener in listeners:
+            listener.socket.close()
+
+
+@asynccontextmanager
+async def _open_unix(path: Path) -> AsyncIterator[trio.SocketListener]:
+    await _remove_stale_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        identity = _listen_sync(sock, path)
+        try:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        finally:
+            _unlink_if_same_sync(path, identity)
+    finally:
+        sock.close()
+
+
+async def _remove_stale_socket(path: Path) -> None:
+    """Make room for our socket. Raises ConfigError if somebody answers there."""
+    try:
+        if not _is_socket_sync(path):
+            return
+        with trio.fail_after(1):
+            stream = await trio.open_unix_socket(path)
+    except ConnectionRefusedError:
+        _unlink_if_same_sync(path, None)
+        return
+    except (OSError, trio.TooSlowError) as exc:
+        raise ConfigError(f"cannot tell whether a daemon listens on {path}: {exc}") from exc
+    await trio.aclose_forcefully(stream)
+    raise ConfigError(f"another daemon listens on {path}; stop it, or set another RUNTIME_DIR")
+
+
+def _is_socket_sync(path: Path) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} is there and is no socket; remove it")
+    return True
+
+
+def _listen_sync(sock: socket.socket, path: Path) -> os.stat_result:
+    # Before it has a name, so that there is no moment in which others may connect.
+    os.fchmod(sock.fileno(), SOCKET_MODE)
+    try:
+        sock.bind(os.fspath(path))
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {path} (RUNTIME_DIR): {exc}") from exc
+    path.chmod(SOCKET_MODE)
+    sock.listen(BACKLOG)
+    return path.stat()
+
+
+def _unlink_if_same_sync(path: Path, identity: os.stat_result | None) -> None:
+    """Remove the socket unless another one has taken its name."""
+    with suppress(FileNotFoundError):
+        if identity is None or os.path.samestat(path.lstat(), identity):
+            path.unlink()

@@ -1,0 +1,303 @@
+"""The OpenAPI description, made from what the daemon works with: the table of routes, the models of
+fields and views, the table of problems and the operator's limits. So it cannot say anything else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+from quart import request
+from quart_trio.wrappers import TrioResponse as Response
+
+from supervisor.api.fields import LIMITS, BuildFields
+from supervisor.api.ports import ApiDeps
+from supervisor.api.problems import STATUS_OF_CODE
+from supervisor.api.queries import DEFAULT_LIMIT, MAX_EVENT_ID, MAX_LIMIT, check_names
+from supervisor.api.routes import ROUTES, Route
+from supervisor.api.tokenroute import TokenRequest
+from supervisor.api.views import (
+    BuildView,
+    HealthView,
+    ProblemView,
+    StepView,
+    TokenView,
+    json_response,
+)
+from supervisor.api.yamltext import to_yaml
+from supervisor.model.build import Status
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+_ID: Json = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[0-9a-z]{24}$"},
+    "description": "The build's id.",
+}
+_EVENT: Json = {
+    "type": "object",
+    "description": "An event. On a websocket it carries the `id` to resume after; in server-sent"
+    " events that is the `id:` line.",
+    "required": ["type", "timestamp"],
+    "properties": {
+        "type": {"enum": ["log", "status", "step", "heartbeat"]},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "content": {"type": "string"},
+        "status": {"enum": list(Status)},
+        "step": {"type": "object"},
+    },
+}
+_DESCRIPTION = """\
+Source code in, container images out; each build in a microVM of its own.
+
+Every error is JSON: `{"code", "message", "details"?}`. Codes are stable, messages are for people.
+
+Event streams are server-sent events whose `data:` is an Event. A reader that reconnects with
+`Last-Event-ID` gets every event once, in order. Every stream of a finished build ends with its
+final status. After 15 s of silence there is a heartbeat, which has no id.
+
+Websockets close with 1000 if the build became ready, 4000 if it failed, 4001 if it was cancelled,
+1001 if the daemon stops, and 4000 + the HTTP status of an error that came after the handshake; its
+code and message are in the last message, of the type `error`. A message to the daemon may have 4
+MiB.
+"""
+
+
+class SpecRoutes:
+    """Handlers, named as in the table of routes."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        self._spec = build_spec(deps)
+        self._yaml = to_yaml(self._spec)
+
+    async def spec_json(self) -> Response:
+        """Serve the description."""
+        check_names(request.args, ())
+        return json_response(self._spec)
+
+    async def spec_yaml(self) -> Response:
+        """Serve it in the other notation."""
+        check_names(request.args, ())
+        return Response(self._yaml, content_type="application/yaml")
+
+
+def build_spec(deps: ApiDeps) -> Json:
+    """Return the description of the API as `deps` has it work."""
+    _, definitions = models_json_schema(
+        [
+            (BuildView, "serialization"),
+            (StepView, "serialization"),
+            (ProblemView, "serialization"),
+            (TokenView, "serialization"),
+            (HealthView, "serialization"),
+            (TokenRequest, "validation"),
+            (BuildFields, "validation"),
+        ],
+        ref_template=_REF,
+    )
+    schemas: Json = {name: _without_nulls(schema) for name, schema in definitions["$defs"].items()}
+    schemas["Event"] = _EVENT
+    fields = schemas.pop("BuildFields")["properties"]
+    paths: Json = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, deps, fields)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Hypeman", "version": "1", "description": _DESCRIPTION},
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            },
+        },
+    }
+
+
+def _operation(route: Route, deps: ApiDeps, fields: Json) -> Json:
+    operation: Json = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "security": [] if route.permission is None else [{"token": []}],
+        "responses": _responses(route),
+    }
+    if route.permission is not None:
+        operation["description"] = f"Needs the permission `{route.permission}`."
+    parameters = [_ID] if "{id}" in route.path else []
+    if parameters := parameters + _PARAMETERS.get(route.name, []):
+        operation["parameters"] = parameters
+    if route.name == "submit_build":
+        operation["requestBody"] = _form(deps, fields)
+    if route.name == "create_token":
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _ref("TokenRequest")}},
+        }
+    return operation
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+_FOLLOW = _query("follow", {"type": "boolean"}, "Go on until the final status.")
+_AFTER: Json = {"type": "integer", "minimum": 0, "maximum": MAX_EVENT_ID}
+_RESUME: Json = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "schema": _AFTER,
+    "description": "Send only what came after this event.",
+}
+_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "description": "For 24 h, the same key and request return the build made first.",
+}
+_PARAMETERS: dict[str, list[Json]] = {
+    "submit_build": [_KEY],
+    "submit_and_follow": [_KEY],
+    "list_builds": [
+        _query("status", {"enum": list(Status)}, "Only builds with this status."),
+        _query(
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+            "The length of a page.",
+        ),
+        _query("cursor", _ID["schema"], "From the `Link` header of the page before."),
+        {
+            "name": "tags",
+            "in": "query",
+            "style": "deepObject",
+            "explode": True,
+            "schema": {
+                "type": "object",
+                "propertyNames": {"minLength": 1},
+                "additionalProperties": {"type": "string"},
+            },
+            "description": "Only builds with these tags: `tags[key]=value`.",
+        },
+    ],
+    "delete_build": [_query("purge", {"type": "boolean"}, "Remove a finished build for good.")],
+    "build_logs": [_FOLLOW, _RESUME],
+    "build_events": [_FOLLOW, _RESUME],
+    "follow_build": [_query("after", _AFTER, "Send only what came after this event.")],
+}
+
+_SSE: Json = {"text/event-stream": {"schema": {"type": "string"}}}
+_TEXT: Json = {"text/plain": {"schema": {"type": "string"}}}
+
+
+def _content(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": _REF.format(model=name)}
+
+
+def _list_of(name: str) -> Json:
+    return {"type": "array", "items": _ref(name)}
+
+
+_SUCCESS: dict[str, dict[int, tuple[str, Json | None]]] = {
+    "submit_build": {
+        200: ("The build that this Idempotency-Key has made.", _content(_ref("BuildView"))),
+        202: ("The build is taken in.", _content(_ref("BuildView"))),
+    },
+    "list_builds": {200: ("A page of builds.", _content(_list_of("BuildView")))},
+    "get_build": {200: ("The build.", _content(_ref("BuildView")))},
+    "delete_build": {204: ("Accepted: the machine is gone within 5 s; or purged.", None)},
+    "build_logs": {
+        200: ("Events; with `Accept: text/plain` the log as text.", {**_SSE, **_TEXT}),
+        206: ("A range of the text.", _TEXT),
+        416: ("The range lies behind the text.", _content(_ref("ProblemView"))),
+    },
+    "build_events": {200: ("Events.", _SSE)},
+    "build_steps": {200: ("The steps.", _content(_list_of("StepView")))},
+    "submit_and_follow": {101: ("A websocket.", None)},
+    "follow_build": {101: ("A websocket.", None)},
+    "create_token": {201: ("The token.", _content(_ref("TokenView")))},
+    "health": {200: ("The daemon answers.", _content(_ref("HealthView")))},
+    "ready": {200: ("Builds can start.", _content(_ref("HealthView")))},
+    "spec_json": {200: ("This description.", _content({"type": "object"}))},
+    "spec_yaml": {200: ("This description.", {"application/yaml": {"schema": {"type": "string"}}})},
+}
+_PROBLEMS: dict[str, frozenset[int]] = {
+    "submit_build": frozenset({409, 413, 429, 503}),
+    "submit_and_follow": frozenset({429, 503}),
+    "delete_build": frozenset({409, 503}),
+    "create_token": frozenset({413, 503}),
+    "ready": frozenset({503}),
+}
+"""Beside those that every route has."""
+
+
+def _responses(route: Route) -> Json:
+    responses: Json = {}
+    for status, (description, content) in _SUCCESS[route.name].items():
+        responses[str(status)] = {"description": description}
+        if content is not None:
+            responses[str(status)]["content"] = content
+    if route.name == "submit_build":
+        link = {"schema": {"type": "string"}, "description": "The build's path."}
+        responses["202"]["headers"] = {"Location": link}
+    statuses = {400, 500} | _PROBLEMS.get(route.name, frozenset())
+    if route.permission is not None:
+        statuses |= {401, 403}
+    if "{id}" in route.path:
+        statuses |= {404}
+    for status in sorted(statuses):
+        codes = [code for code, its_status in STATUS_OF_CODE.items() if its_status == status]
+        responses[str(status)] = {
+            "description": "One of: " + ", ".join(f"`{code}`" for code in codes),
+            "content": _content(_ref("ProblemView")),
+        }
+    return responses
+
+
+def _form(deps: ApiDeps, fields: Json) -> Json:
+    shown = {name: dict(schema) for name, schema in fields.items() if name in deps.enabled_parts}
+    for limit in LIMITS:
+        shown[limit.field]["maximum"] = getattr(deps.settings, limit.setting)
+    if "network_mode=egress" not in deps.enabled_parts:
+        shown["network_mode"] = {
+            "enum": ["isolated"],
+            "description": fields["network_mode"]["description"],
+        }
+    source = {
+        "type": "string",
+        "format": "binary",
+        "description": "A gzip-compressed tar archive: the build context."
+        f" At most {deps.settings.max_source_bytes:,} bytes.",
+    }
+    schema = {
+        "type": "object",
+        "required": ["source"],
+        "properties": {"source": source, **shown},
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _without_nulls(schema: Any) -> Any:
+    """Drop what pydantic says about None: here a value is absent instead."""
+    if isinstance(schema, list):
+        return [_without_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        key: _without_nulls(value)
+        for key, value in schema.items()
+        if not (key == "default" and value is None)
+        and not (key == "title" and isinstance(value, str))
+    }
+    options = kept.get("anyOf")
+    if isinstance(options, list) and {"type": "null"} in options:
+        options = [option for option in options if option != {"type": "null"}]
+        del kept["anyOf"]
+        kept = {**options[0], **kept} if len(options) == 1 else {"anyOf": options, **kept}
+    return kept

@@ -1,0 +1,99 @@
+"""Make API tokens: for administrators, and so for whoever can open the UNIX socket."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from quart import request
+from quart_trio.wrappers import TrioResponse as Response
+
+from supervisor import tokens
+from supervisor.api.fields import parse_json
+from supervisor.api.ports import ApiDeps
+from supervisor.api.queries import check_names
+from supervisor.api.views import TokenView, json_response
+from supervisor.errors import InvalidRequest, NotReady, PayloadTooLarge
+from supervisor.model.ids import parse_tenant
+from supervisor.tokens import Permission
+
+MAX_BODY_BYTES = 64 << 10
+DEFAULT_LIFETIME_SECONDS = 24 * 3600
+MAX_LIFETIME_SECONDS = 366 * 24 * 3600
+_PERMISSIONS = frozenset(Permission)
+
+
+class TokenRequest(BaseModel):
+    """Whom a token speaks for, what it allows and for how long."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    subject: str = Field(min_length=1, max_length=256)
+    tenant: str | None = Field(None, description="The subject, if absent.")
+    permissions: list[str] | None = Field(
+        None, description="All but build:admin, if absent. `image:*` is allowed.", max_length=32
+    )
+    lifetime_seconds: int = Field(DEFAULT_LIFETIME_SECONDS, ge=1, le=MAX_LIFETIME_SECONDS)
+
+
+class TokenRoutes:
+    """Handlers, named as in the table of routes."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        self._deps = deps
+
+    async def create_token(self) -> Response:
+        """Sign a token."""
+        check_names(request.args, ())
+        wanted = await _parse()
+        if self._deps.keys is None:
+            raise NotReady("this daemon has no JWT_SECRET, so it can make no tokens")
+        tenant = parse_tenant(wanted.subject if wanted.tenant is None else wanted.tenant)
+        if tenant is None:
+            raise InvalidRequest(
+                "the tenant (the subject, if absent) must be lower-case letters, digits and dashes,"
+                " at most 63"
+            )
+        token = tokens.mint_api_token(
+            self._deps.keys.api,
+            subject=wanted.subject,
+            tenant=tenant,
+            permissions=_parse_permissions(wanted.permissions),
+            now=self._deps.clock(),
+            lifetime_seconds=wanted.lifetime_seconds,
+        )
+        return json_response(TokenView(token=token).model_dump(), 201)
+
+
+async def _parse() -> TokenRequest:
+    if request.mimetype != "application/json":
+        raise InvalidRequest("the body must be application/json")
+    body = bytearray()
+    async for piece in request.body:
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise PayloadTooLarge(f"the body is larger than {MAX_BODY_BYTES:,} bytes")
+    try:
+        return TokenRequest.model_validate(parse_json(bytes(body), "the body"))
+    except ValidationError as exc:
+        problems = [
+            f"{'.'.join(map(str, error['loc'])) or 'the body'}: {error['msg']}"
+            for error in exc.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        raise InvalidRequest("the token cannot be made", details=problems) from exc
+
+
+def _parse_permissions(names: list[str] | None) -> frozenset[Permission] | None:
+    if names is None:
+        return None
+    allowed: set[Permission] = set()
+    for name in names:
+        if name == "image:*":
+            allowed |= {permission for permission in Permission if permission.startswith("image:")}
+        elif name in _PERMISSIONS:
+            allowed.add(Permission(name))
+        else:
+            raise InvalidRequest(
+                f"there is no such permission; known are image:*, {', '.join(Permission)}"
+            )
+    return frozenset(allowed)
