@@ -1,0 +1,59 @@
+# The tasks of this repository. `./run NAME` is `just NAME` in the virtual environment.
+
+build := justfile_directory() / "build"
+
+# What the daemon is told of its surroundings; a value that is set already wins.
+export IMAGES_DIR := env("IMAGES_DIR", build / "images")
+export SEED_IMAGES_DIR := env("SEED_IMAGES_DIR", build / "bases")
+export PATH := env("PATH") + ":" + build / "tools" / "bin"
+
+# List the recipes
+[private]
+default:
+    @just --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Build PATH (or the example) in a microVM, from a fresh machine to a pushed image
+demo *PATH: setup
+    @python -m supervisor.demo {{ if PATH == "" { "" } else { quote(join(invocation_directory(), PATH)) } }}
+
+# The daemon in the foreground, configured by environment variables; SIGTERM stops it
+up: setup
+    @exec hypeman-supervisor run
+
+# Everything that is needed to run: host packages, tools, kernel, images (a second when done)
+setup:
+    @echo "== host" >&2
+    @python -m images.host --install
+    @echo "== images" >&2
+    @python -m images.build
+
+# What the host has, what it lacks, and where that would come from
+doctor:
+    @python -m images.host
+
+# Make one image (builder, busybox, debian) and check it: the builder by booting it
+image NAME:
+    @python -m images.build {{ quote(NAME) }}
+    @if [ {{ quote(NAME) }} = builder ]; then python -m images.check_boot --count 3; fi
+
+# Lint, types, unit and actor tests: no machine is booted
+check:
+    @pytest tests/lint tests/unit tests/actors
+
+# Everything, on real machines; what continuous integration runs
+test *ARGS: setup
+    @echo "== tests: lint, types, unit, actors, contract, API, end to end" >&2
+    @pytest {{ ARGS }}
+
+# Format, and fix what can be fixed mechanically
+fix:
+    ruff format .
+    ruff check --fix .
+
+# Renew all lock files within what pyproject.toml, agent/ and images/ ask for
+lock:
+    uv pip compile --upgrade --generate-hashes --no-emit-index-url --universal \
+        --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+    uv pip compile --upgrade --generate-hashes --no-emit-index-url --no-annotate \
+        --python-platform x86_64-unknown-linux-gnu --python-version 3.11 \
+        --constraints requirements.lock agent/requirements.in -o agent/requirements.lock
