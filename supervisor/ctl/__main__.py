@@ -1,0 +1,5 @@
+"""`python -m supervisor.ctl`."""
+
+from supervisor.ctl.cli import main
+
+main()

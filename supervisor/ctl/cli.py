@@ -1,0 +1,75 @@
+"""`hypeman-ctl`: the table of its commands and the options that all of them share."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from supervisor.ctl.commands import build, builds, logs, system, tokens
+from supervisor.ctl.session import Session
+
+app = typer.Typer(
+    help="Build container images in microVMs, and look after the builds.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 build failed, 2 wrong usage, 3 daemon unreachable, 130 cancelled.",
+)
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    socket: Annotated[
+        Path | None,
+        typer.Option(
+            help="The daemon's UNIX socket. [env: HYPEMAN_SOCKET, or hypeman.sock in RUNTIME_DIR]",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A daemon elsewhere, instead of the socket. [env: HYPEMAN_HOST]"
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The API token that goes with --host. [env: HYPEMAN_TOKEN]")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    context.obj = Session(socket=socket, host=host, token=token, debug=debug)
+
+
+_COMMANDS: tuple[tuple[str, Callable[..., Any], str], ...] = (
+    ("build", build.build, "build -t app:1 --build-arg VERSION=3 ."),
+    ("list", builds.list_builds, "list --status failed --format '{id} {error_code}'"),
+    ("show", builds.show, "show --json 0mf3k2"),
+    ("logs", logs.logs, "logs -f 0mf3k2"),
+    ("attach", builds.attach, "attach 0mf3k2"),
+    ("steps", builds.steps, "steps 0mf3k2"),
+    ("wait", builds.wait, "wait $(hypeman-ctl build --detach .)"),
+    ("cancel", builds.cancel, "cancel 0mf3k2"),
+    ("rm", builds.remove, "rm $(hypeman-ctl list -q --status failed)"),
+    ("ready", system.ready, "ready"),
+    ("version", system.version, "version"),
+    ("completion", system.completion, "completion bash > ~/.bash_completions/hypeman-ctl.sh"),
+)
+for _name, _function, _example in _COMMANDS:
+    app.command(_name, epilog=f"Example: hypeman-ctl {_example}")(_function)
+app.command("ps", hidden=True, help="The same as list.")(builds.list_builds)
+app.add_typer(tokens.app, name="token")
+
+
+def main() -> None:
+    """Console entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What builds print and what files are called need not be valid Unicode.
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name=system.PROGRAM)

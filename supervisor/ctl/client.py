@@ -1,0 +1,222 @@
+"""The daemon's API as typed calls: what the commands use, and the tests.
+
+    async with open_client(find_endpoint(environ=os.environ)) as client:
+        build = await client.submit(BuildOptions(target="app"), source)
+        async with client.open_events(build.id) as events:
+            async for event in events: ...
+
+Every call raises DaemonUnreachable, ApiError or ProtocolError and nothing else of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import httpx2
+
+from supervisor.ctl.connection import (
+    Body,
+    Connection,
+    Endpoint,
+    open_body,
+    open_connection,
+    parse_json,
+)
+from supervisor.ctl.errors import ApiError, NotFound, ProtocolError, UsageError
+from supervisor.ctl.follow import EventStream, open_events
+from supervisor.ctl.model import BuildInfo, StepInfo, parse_build, parse_list, parse_step
+from supervisor.ctl.upload import BuildOptions, MultipartBody, Source
+from supervisor.model.ids import ID_LENGTH, parse_build_id
+
+PAGE_SIZE = 1000
+"""The API's maximum."""
+_UPLOAD_TIMEOUT = httpx2.Timeout(None, connect=10.0)
+"""A source may be large and the daemon may check it for a while; what stalls is its to end."""
+_TEXT_TIMEOUT = httpx2.Timeout(60.0)
+
+
+class Client:
+    """The calls; use `open_client`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the daemon is."""
+        return self._connection.endpoint
+
+    async def submit(
+        self, options: BuildOptions, source: Source, *, idempotency_key: str | None = None
+    ) -> BuildInfo:
+        """Upload a source and return the build that the daemon has taken in.
+
+        Raises whatever `source` raises. Cancelled or failed before the answer, there is no build
+        unless the daemon had the whole upload; an `idempotency_key` makes asking again safe.
+        """
+        body = MultipartBody(options.as_parts(), source)
+        headers = {"Content-Type": body.content_type}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        return parse_build(
+            await self._connection.request_json(
+                "POST", "/builds", content=body, headers=headers, patience=_UPLOAD_TIMEOUT
+            )
+        )
+
+    async def list_builds(
+        self, *, status: str | None = None, tags: Mapping[str, str] | None = None, most: int = 50
+    ) -> list[BuildInfo]:
+        """Return at most `most` builds, newest first."""
+        query = {f"tags[{key}]": value for key, value in (tags or {}).items()}
+        query["limit"] = str(max(1, min(most, PAGE_SIZE)))
+        if status is not None:
+            query["status"] = status
+        path: str | None = f"/builds?{httpx2.QueryParams(query)}"
+        builds: list[BuildInfo] = []
+        while path is not None and len(builds) < most:
+            page, path = await self._get_page(path)
+            builds += page
+        return builds[:most]
+
+    async def _get_page(self, path: str) -> tuple[list[BuildInfo], str | None]:
+        """Return one page of builds, and the path of the next."""
+        async with self._connection.open_response("GET", path) as response:
+            page = parse_list(parse_json(await response.aread()), "builds")
+            return [parse_build(build) for build in page], _next_page(response)
+
+    async def resolve(self, name: str) -> str:
+        """Return the id of the build that `name` is, or is the unique beginning of.
+
+        Raises UsageError if it fits several builds, NotFound if it fits none.
+        """
+        if parse_build_id(name) is not None:
+            return name
+        if not (name.isascii() and name.isalnum() and len(name) < ID_LENGTH):
+            raise UsageError(
+                f"{name!r} is no build id: {ID_LENGTH} lower-case letters and digits, or fewer",
+                hint="hypeman-ctl list shows the builds",
+            )
+        found: list[str] = []
+        path: str | None = f"/builds?limit={PAGE_SIZE}"
+        while path is not None and len(found) < 2:
+            page, path = await self._get_page(path)
+            found += [build.id for build in page if build.id.startswith(name)]
+            if page and page[-1].id < name:
+                break  # ids are ordered by time: no older one can fit
+        if len(found) > 1:
+            raise UsageError(
+                f"{name} fits several builds, {found[0]} and {found[1]} among them",
+                hint="give more characters of the id",
+            )
+        if not found:
+            raise NotFound(404, "not_found", f"no build's id begins with {name}")
+        return found[0]
+
+    async def get_build(self, build_id: str) -> BuildInfo:
+        """Return a build. Raises NotFound."""
+        return parse_build(await self._connection.request_json("GET", f"/builds/{build_id}"))
+
+    async def list_steps(self, build_id: str) -> list[tuple[StepInfo, Mapping[str, Any]]]:
+        """Return the BuildKit steps of a build, each with its JSON. Raises NotFound."""
+        steps = await self._connection.request_json("GET", f"/builds/{build_id}/steps")
+        return [(parse_step(step), step) for step in parse_list(steps, "steps")]
+
+    async def cancel(self, build_id: str) -> None:
+        """Have a build cancelled; returns when that is accepted. NotFound, or ApiError 409."""
+        await self._connection.request_json("DELETE", f"/builds/{build_id}")
+
+    async def purge(self, build_id: str) -> None:
+        """Remove a finished build's record and files. Raises NotFound or ApiError 409."""
+        await self._connection.request_json(
+            "DELETE", f"/builds/{build_id}", params={"purge": "true"}
+        )
+
+    def open_events(
+        self,
+        build_id: str,
+        *,
+        follow: bool = True,
+        on_interruption: Callable[[str], None] = lambda _: None,
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Read the build's events from the first on, each exactly once, to the final status.
+
+        With `follow` false, to the last event that there is now. `on_interruption` is told when the
+        connection breaks; it is made again.
+        """
+        path = f"/builds/{build_id}/logs"
+        return open_events(self._connection, path, follow=follow, on_interruption=on_interruption)
+
+    @asynccontextmanager
+    async def open_log_text(self, build_id: str) -> AsyncIterator[Body]:
+        """Yield the log as it is now, as text. Raises NotFound."""
+        async with (
+            self._connection.open_response(
+                "GET",
+                f"/builds/{build_id}/logs",
+                headers={"Accept": "text/plain"},
+                patience=_TEXT_TIMEOUT,
+            ) as response,
+            open_body(response) as body,
+        ):
+            yield body
+
+    async def create_token(
+        self,
+        *,
+        subject: str,
+        tenant: str | None = None,
+        permissions: Sequence[str] | None = None,
+        lifetime_seconds: int | None = None,
+    ) -> Mapping[str, Any]:
+        """Return what the daemon answers, with the token under `token`. For administrators."""
+        wanted = {
+            "subject": subject,
+            "tenant": tenant,
+            "permissions": list(permissions) if permissions is not None else None,
+            "lifetime_seconds": lifetime_seconds,
+        }
+        answer = await self._connection.request_json(
+            "POST",
+            "/tokens",
+            json={name: value for name, value in wanted.items() if value is not None},
+        )
+        if not isinstance(answer, Mapping) or not isinstance(answer.get("token"), str):
+            raise ProtocolError("the daemon's answer holds no token")
+        return answer
+
+    async def readiness(self) -> str | None:
+        """Return None if builds can start, else the daemon's sentence why not."""
+        try:
+            await self._connection.request_json("GET", "/ready")
+        except ApiError as exc:
+            if exc.status == 503:
+                return exc.message
+            raise
+        return None
+
+    async def api_version(self) -> str:
+        """Return the version of the API that the daemon speaks."""
+        spec = await self._connection.request_json("GET", "/spec.json")
+        info = spec.get("info") if isinstance(spec, Mapping) else None
+        version = info.get("version") if isinstance(info, Mapping) else None
+        if not isinstance(version, str):
+            raise ProtocolError("the daemon does not say which version of the API it speaks")
+        return version
+
+
+@asynccontextmanager
+async def open_client(endpoint: Endpoint) -> AsyncIterator[Client]:
+    """Yield a client of the daemon at `endpoint`; nothing is sent before the first call."""
+    async with open_connection(endpoint) as connection:
+        yield Client(connection)
+
+
+def _next_page(response: httpx2.Response) -> str | None:
+    """Return path and query of the next page; its host is ours whatever the link says."""
+    link = response.links.get("next", {}).get("url")
+    if not link:
+        return None
+    return str(httpx2.URL(link).raw_path, "ascii")

@@ -1,0 +1,297 @@
+"""list, show, steps, cancel, rm, wait: looking at builds and ending them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated
+
+import trio
+import typer
+
+from supervisor.ctl.client import Client
+from supervisor.ctl.commands.options import AsJson, BuildName, BuildNames, Quiet, Template
+from supervisor.ctl.errors import EXIT_BUILD_FAILED, EXIT_OK, CtlError, UsageError
+from supervisor.ctl.model import BuildInfo, StepInfo
+from supervisor.ctl.output import Output
+from supervisor.ctl.session import Session, session_of
+from supervisor.ctl.terminal import clean_line, format_seconds, parse_time
+from supervisor.ctl.watch import Progress, Watched, open_view, watch
+from supervisor.model.build import Phase, Status
+from supervisor.runtime.clock import wall_clock
+
+_PHASES = [str(phase) for phase in Phase]
+
+
+def list_builds(
+    context: typer.Context,
+    status: Annotated[
+        Status | None, typer.Option("--status", "-s", help="Only builds with this status.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", help="Only builds with this KEY=VALUE.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 50,
+    as_json: AsJson = False,
+    template: Template = None,
+    quiet: Quiet = False,
+) -> None:
+    """List builds, newest first."""
+
+    async def command(session: Session, client: Client) -> None:
+        tags = parse_pairs(label or (), "--label")
+        builds = await client.list_builds(
+            status=str(status) if status else None, tags=tags, most=limit
+        )
+        _write_list(session.out, builds, as_json=as_json, template=template, quiet=quiet)
+
+    session_of(context).run(command)
+
+
+def show(
+    context: typer.Context, build: BuildName, as_json: AsJson = False, template: Template = None
+) -> None:
+    """Show all that is known about a build."""
+
+    async def command(session: Session, client: Client) -> None:
+        info = await client.get_build(await client.resolve(build))
+        if as_json:
+            session.out.json(info.raw)
+        elif template is not None:
+            session.out.formatted(template, info.raw)
+        else:
+            write_build(session.out, info)
+
+    session_of(context).run(command)
+
+
+def steps(
+    context: typer.Context, build: BuildName, as_json: AsJson = False, template: Template = None
+) -> None:
+    """List the steps that BuildKit has run for a build."""
+
+    async def command(session: Session, client: Client) -> None:
+        found = await client.list_steps(await client.resolve(build))
+        if as_json:
+            session.out.json([raw for _, raw in found])
+        elif template is not None:
+            for _, raw in found:
+                session.out.formatted(template, raw)
+        else:
+            rows = [[*_describe_step(step), step.name] for step, _ in found]
+            session.out.table(["STATE", "TIME", "STEP"], rows)
+
+    session_of(context).run(command)
+
+
+def cancel(context: typer.Context, builds: BuildNames) -> None:
+    """Cancel builds. Each id is written once its cancellation is accepted."""
+    _for_each(context, builds, lambda client, build_id: client.cancel(build_id))
+
+
+def remove(
+    context: typer.Context,
+    builds: BuildNames,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Cancel those that are not finished first.")
+    ] = False,
+) -> None:
+    """Remove the records, logs and sources of finished builds. Images stay in the registry."""
+
+    async def purge(client: Client, build_id: str) -> None:
+        if force and not (await client.get_build(build_id)).is_final:
+            await client.cancel(build_id)
+            await _wait_final(client, build_id)
+        await client.purge(build_id)
+
+    _for_each(context, builds, purge)
+
+
+def wait(
+    context: typer.Context, builds: BuildNames, as_json: AsJson = False, quiet: Quiet = False
+) -> None:
+    """Wait until builds have ended. Exit 0 if all are ready, 1 if one is not."""
+
+    async def command(session: Session, client: Client) -> int:
+        code = EXIT_OK
+        for name in builds:
+            build_id = await client.resolve(name)
+            await _wait_final(client, build_id)
+            info = await client.get_build(build_id)
+            if not info.is_ready:
+                code = EXIT_BUILD_FAILED
+            if as_json:
+                session.out.json(info.raw)
+            elif quiet:
+                session.out.line(info.id)
+            else:
+                session.out.line(f"{info.id} {session.out.styled(info.status)}")
+        return code
+
+    session_of(context).run(command)
+
+
+def attach(
+    context: typer.Context,
+    build: BuildName,
+    progress: Annotated[Progress, typer.Option(help="How to show progress.")] = Progress.AUTO,
+) -> None:
+    """Follow a build that is running, with the same progress and exit code as `build`."""
+
+    async def command(session: Session, client: Client) -> int:
+        build_id = await client.resolve(build)
+        watched = await watch(session, client, build_id, open_view(session, progress))
+        write_ending(session.out, await client.get_build(build_id), watched)
+        return watched.exit_code
+
+    session_of(context).run(command)
+
+
+def write_build(out: Output, info: BuildInfo) -> None:
+    """Write a build as a list of facts."""
+    raw = info.raw
+    provenance = raw.get("provenance") or {}
+    policy = raw.get("policy") or {}
+    facts = [
+        ("id", info.id),
+        ("status", info.status),
+        ("queue position", info.queue_position),
+        ("tenant", info.tenant),
+        ("tags", ", ".join(f"{key}={value}" for key, value in info.tags.items())),
+        ("image", info.image_ref),
+        ("digest", info.image_digest),
+        ("created", info.created_at),
+        ("started", info.started_at),
+        ("completed", info.completed_at),
+        ("duration", _milliseconds(info.duration_ms)),
+        ("phases", describe_phases(info)),
+        ("attempt", raw.get("attempt")),
+        ("limits", ", ".join(f"{key} {value}" for key, value in policy.items())),
+        ("source", provenance.get("source_hash")),
+        ("base image", provenance.get("base_image_digest")),
+        ("builder image", provenance.get("builder_image_digest")),
+        ("buildkit", provenance.get("buildkit_version")),
+        ("reason", info.error_code),
+    ]
+    for name, value in facts:
+        if value not in (None, ""):
+            text = clean_line(str(value), colours=False)
+            out.line(f"{name + ':':<16}{out.styled(text) if name == 'status' else text}")
+    if info.error:
+        out.line("error:")
+        for line in info.error.splitlines():
+            out.line(f"  {clean_line(line, colours=False)}")
+
+
+def write_ending(out: Output, info: BuildInfo, watched: Watched) -> None:
+    """Tell in a few words what came of a build that was followed."""
+    if not info.is_final:
+        out.note(f"build {info.id} goes on; follow it again with: hypeman-ctl attach {info.id}")
+    elif info.is_ready:
+        out.note(f"build {info.id} is ready after {_milliseconds(info.duration_ms)}")
+    else:
+        out.note(f"build {info.id} {info.status}: {info.error_code or 'no reason was given'}")
+        if watched.last is None or watched.last.status != Status.CANCELLED:
+            for line in (info.error or "").splitlines():
+                out.note(f"  {clean_line(line, colours=False)}")
+
+
+def describe_phases(info: BuildInfo) -> str:
+    """Return the time in each phase, in the order in which a build goes through them."""
+    known = [name for name in _PHASES if name in info.phases]
+    names = [*known, *(name for name in info.phases if name not in known)]
+    return ", ".join(f"{name} {_milliseconds(info.phases[name])}" for name in names)
+
+
+def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return `KEY=VALUE` options as a mapping. Raises UsageError."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option} {text}: expected KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _write_list(
+    out: Output, builds: Sequence[BuildInfo], *, as_json: bool, template: str | None, quiet: bool
+) -> None:
+    if as_json:
+        out.json([info.raw for info in builds])
+        return
+    for info in builds:
+        if quiet:
+            out.line(info.id)
+        elif template is not None:
+            out.formatted(template, info.raw)
+    if not quiet and template is None:
+        now = wall_clock()
+        rows = [
+            [info.id, info.status, _age(info, now), _took(info, now), _summary(info)]
+            for info in builds
+        ]
+        out.table(["BUILD", "STATUS", "CREATED", "TIME", "RESULT"], rows)
+
+
+def _summary(info: BuildInfo) -> str:
+    if info.is_ready:
+        return info.image_ref or ""
+    if info.queue_position is not None:
+        return f"number {info.queue_position} in the queue"
+    return info.error_code or ""
+
+
+def _age(info: BuildInfo, now: float) -> str:
+    created = parse_time(info.created_at)
+    return f"{format_seconds(round(max(0.0, now - created)))} ago" if created is not None else ""
+
+
+def _took(info: BuildInfo, now: float) -> str:
+    if info.duration_ms is not None:
+        return _milliseconds(info.duration_ms)
+    started = parse_time(info.started_at)
+    return format_seconds(max(0.0, now - started)) if started is not None else ""
+
+
+def _describe_step(step: StepInfo) -> tuple[str, str]:
+    start, end = parse_time(step.started_at), parse_time(step.completed_at)
+    took = format_seconds(max(0.0, end - start)) if start is not None and end is not None else ""
+    if step.error:
+        return "failed", took
+    if step.cached:
+        return "cached", took
+    if step.completed_at:
+        return "done", took
+    return ("running" if step.started_at else "waiting"), took
+
+
+def _milliseconds(count: float | None) -> str:
+    return "" if count is None else format_seconds(count / 1000)
+
+
+async def _wait_final(client: Client, build_id: str) -> None:
+    async with client.open_events(build_id) as events:
+        async for _ in events:
+            pass
+
+
+def _for_each(
+    context: typer.Context, names: Sequence[str], act: Callable[[Client, str], Awaitable[None]]
+) -> None:
+    """Do the same with each build; what fails for one does not keep it from the others."""
+
+    async def command(session: Session, client: Client) -> int:
+        code = EXIT_OK
+        for name in names:
+            await trio.lowlevel.checkpoint()
+            try:
+                build_id = await client.resolve(name)
+                await act(client, build_id)
+            except CtlError as exc:
+                session.out.error(exc)
+                code = exc.exit_code
+            else:
+                session.out.line(build_id)
+        return code
+
+    session_of(context).run(command)

@@ -1,0 +1,71 @@
+"""version, ready, completion."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from importlib.metadata import version as distribution_version
+from typing import Annotated
+
+import typer
+
+from supervisor.ctl.client import Client
+from supervisor.ctl.commands.options import AsJson
+from supervisor.ctl.errors import EXIT_OK, EXIT_UNREACHABLE, CtlError
+from supervisor.ctl.session import Session, session_of
+
+PROGRAM = "hypeman-ctl"
+
+
+class Shell(StrEnum):
+    """The shells that completion is made for."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def version(context: typer.Context, as_json: AsJson = False) -> None:
+    """Write the versions of this program and of the daemon's API."""
+
+    async def command(session: Session, client: Client) -> int:
+        versions: dict[str, str | None] = {"client": distribution_version("hypeman")}
+        failure: CtlError | None = None
+        try:
+            versions["api"] = await client.api_version()
+        except CtlError as exc:
+            versions["api"] = None
+            failure = exc
+        if as_json:
+            session.out.json(versions)
+        else:
+            for name, value in versions.items():
+                session.out.line(f"{name:<7} {value or 'unknown'}")
+        if failure is not None:
+            session.out.note(f"{PROGRAM}: {failure.message}")
+            return failure.exit_code
+        return EXIT_OK
+
+    session_of(context).run(command)
+
+
+def ready(context: typer.Context) -> None:
+    """Tell whether the daemon can start builds. Exit 0 if so, 3 if not."""
+
+    async def command(session: Session, client: Client) -> int:
+        why_not = await client.readiness()
+        if why_not is None:
+            session.out.line("ready")
+            return EXIT_OK
+        session.out.line(f"not ready: {why_not}")
+        return EXIT_UNREACHABLE
+
+    session_of(context).run(command)
+
+
+def completion(
+    context: typer.Context, shell: Annotated[Shell, typer.Argument(help="Your shell.")]
+) -> None:
+    """Write the completion script for a shell; source it."""
+    os.environ[f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"] = f"source_{shell}"
+    context.find_root().command.main(args=[], prog_name=PROGRAM)

@@ -1,0 +1,129 @@
+"""What goes where: data to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+
+from supervisor.ctl.errors import ApiError, CtlError
+from supervisor.ctl.terminal import clean_line
+
+_FIELD = re.compile(r"\{([a-z0-9_.]*)\}")
+_ESCAPED = {r"\t": "\t", r"\n": "\n"}
+_STYLES = {
+    "ready": "32",
+    "failed": "31",
+    "cancelled": "33",
+    "building": "36",
+    "pushing": "36",
+    "bold": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The two streams, and whether each is a terminal."""
+
+    data: TextIO = field(default_factory=lambda: sys.stdout)
+    messages: TextIO = field(default_factory=lambda: sys.stderr)
+
+    @property
+    def has_terminal(self) -> bool:
+        """Say whether messages are read by a person as they appear."""
+        return self.messages.isatty() and os.environ.get("TERM") != "dumb"
+
+    @property
+    def data_is_terminal(self) -> bool:
+        """Say whether data goes to a person rather than to a program."""
+        return self.data.isatty()
+
+    def write(self, text: str) -> None:
+        """Write data as it is."""
+        self.data.write(text)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write data that need not be text."""
+        self.data.flush()
+        self.data.buffer.write(data)
+
+    def line(self, text: str) -> None:
+        """Write a line of data."""
+        self.data.write(f"{text}\n")
+        self.data.flush()
+
+    def json(self, value: Any) -> None:
+        """Write a value as JSON: indented for people, on one line for programs."""
+        self.line(
+            json.dumps(value, ensure_ascii=False, indent=2 if self.data_is_terminal else None)
+        )
+
+    def formatted(self, template: str, value: Mapping[str, Any]) -> None:
+        """Write a line with the `{fields}` of `value` filled in; `{a.b}` looks inside."""
+        self.line(fill(template, value))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write aligned columns, never cut short."""
+        shown = [[clean_line(cell, colours=False) for cell in row] for row in rows]
+        widths = [
+            max([cell_len(column), *(cell_len(row[at]) for row in shown)])
+            for at, column in enumerate(columns)
+        ]
+        for row in [list(columns), *shown]:
+            cells = [
+                self.styled(cell) + " " * (width - cell_len(cell))
+                for cell, width in zip(row, widths, strict=True)
+            ]
+            self.data.write("  ".join(cells).rstrip() + "\n")
+        self.data.flush()
+
+    def styled(self, text: str, style: str | None = None) -> str:
+        """Return text as data in the colour of what it says, if somebody is there to see it."""
+        code = _STYLES.get(style or text)
+        if code is None or not self.data_is_terminal or not colours_wanted():
+            return text
+        return f"\x1b[{code}m{text}\x1b[0m"
+
+    def note(self, text: str) -> None:
+        """Tell the user something that is not data."""
+        self.messages.write(f"{text}\n")
+        self.messages.flush()
+
+    def error(self, error: CtlError) -> None:
+        """Tell what went wrong and what to do, in as few lines as possible."""
+        self.note(f"hypeman-ctl: {clean_line(error.message, colours=False)}")
+        if isinstance(error, ApiError):
+            for detail in error.details:
+                if detail not in error.message:
+                    self.note(f"  {clean_line(detail, colours=False)}")
+            if error.retry_after_seconds is not None:
+                self.note(f"  try again in {error.retry_after_seconds} s")
+        if error.hint:
+            self.note(f"  {error.hint}")
+
+
+def colours_wanted() -> bool:
+    """Say whether colours may be used where there is a terminal (no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def fill(template: str, value: Mapping[str, Any]) -> str:
+    """Return the template with its `{fields}` filled in; absent ones are empty."""
+
+    def look_up(match: re.Match[str]) -> str:
+        found: Any = value
+        for name in filter(None, match[1].split(".")):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            return ""
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+    for escape, char in _ESCAPED.items():
+        template = template.replace(escape, char)
+    return _FIELD.sub(look_up, template)

@@ -1,0 +1,175 @@
+"""The composition root: everything the daemon is made of, in the order in which it needs itself.
+
+    signals ⊃ lock ⊃ store ⊃ hypervisor ⊃ actors (registry ⊃ builds ⊃ queue) ⊃ listeners
+
+Leaving the blocks is the shutdown order; there is no other shutdown sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+
+import trio
+
+from supervisor.actors.registry import RegistryActor
+from supervisor.actors.root import RootActor, RootDeps, System, tenant_of_build
+from supervisor.api.front import ASGIApp
+from supervisor.api.listeners import serve_api, serve_registry_to_guest
+from supervisor.api.ports import ApiDeps
+from supervisor.config import Keys, Settings, load_keys
+from supervisor.daemon.lock import hold_lock, prepare_directories
+from supervisor.errors import ConfigError
+from supervisor.images.lookup import find_builder_image
+from supervisor.registry.app import registry_app
+from supervisor.runtime.clock import wall_clock
+from supervisor.runtime.logs import log
+from supervisor.runtime.notify import keep_watchdog_fed, notify
+from supervisor.runtime.threads import Threads
+from supervisor.store.database import Database, open_database
+from supervisor.vm.qemu import QemuConfig, QemuHypervisor, start_hypervisor
+
+MIN_FREE_BYTES = 512 << 20
+"""With less room on the data directory's disk no build could store its image."""
+
+
+async def run_daemon(settings: Settings) -> None:
+    """Run the daemon until it is told to stop.
+
+    Raises ConfigError if it cannot start as configured, alone or in an exception group.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        keys = _require_keys(settings)
+        prepare_directories(settings)
+        with hold_lock(settings.data_dir):
+            async with trio.open_nursery() as nursery:
+                daemon = _Daemon(settings, keys)
+                nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)
+                await daemon.run()
+                nursery.cancel_scope.cancel(reason="the daemon has stopped")
+    log.info("daemon.stopped")
+
+
+class _Daemon:
+    """One run of the daemon, from the open database to the last goodbye."""
+
+    def __init__(self, settings: Settings, keys: Keys) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._threads = Threads()
+        self._system: System | None = None
+        self._stopped = trio.Event()
+
+    async def run(self) -> None:
+        """Bring everything up, wait for the end of `obey`, and take everything down."""
+        settings = self._settings
+        async with open_database(settings.data_dir / "hypeman.db") as database:
+            image = find_builder_image(settings.effective_images_dir, settings.builder_image)
+            hypervisor = await start_hypervisor(
+                QemuConfig(
+                    runtime_dir=settings.runtime_dir,
+                    data_dir=settings.data_dir,
+                    image=image,
+                    accelerator=settings.accelerator,
+                    stop_grace=settings.machine_stop_grace,
+                    probe_timeout=settings.probe_timeout,
+                ),
+                self._threads.disk,
+            )
+            await self._run_actors(database, hypervisor, image.digest)
+
+    async def _run_actors(
+        self, database: Database, hypervisor: QemuHypervisor, builder_image_digest: str
+    ) -> None:
+        settings = self._settings
+        registry = RegistryActor(
+            database, settings.data_dir / "registry", self._threads, wall_clock
+        )
+        web = registry_app(
+            facts=registry.handle,
+            store=registry.store,
+            uploads=registry.uploads,
+            keys=self._keys,
+            tenant_of_build=partial(tenant_of_build, database),
+            clock=wall_clock,
+            fallback_host=self._public_registry,
+        )
+        root = RootActor(
+            RootDeps(
+                settings=settings,
+                database=database,
+                threads=self._threads,
+                clock=wall_clock,
+                hypervisor=hypervisor,
+                builder_image_digest=builder_image_digest,
+                registry=registry,
+                registry_secret=self._keys.registry,
+                serve_registry=partial(serve_registry_to_guest, registry=web),
+                why_not_ready=self._why_not_ready,
+            )
+        )
+        async with trio.open_nursery() as nursery:
+            self._system = await nursery.start(root.run)
+            await self._serve(self._system, web)
+            nursery.cancel_scope.cancel(reason="the daemon stops")
+
+    async def _serve(self, system: System, web: ASGIApp) -> None:
+        """Be ready, until `obey` has drained the system."""
+        deps = ApiDeps(
+            builds=system.builds,
+            settings=self._settings,
+            keys=self._keys,
+            threads=self._threads,
+            registry_address=self._public_registry,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_watchdog_fed)
+            addresses = await nursery.start(serve_api, deps, web)
+            notify("READY=1")
+            log.info("daemon.ready", tcp=addresses.tcp or "none", unix=addresses.unix)
+            await self._stopped.wait()
+            nursery.cancel_scope.cancel(reason="the daemon stops")
+
+    async def obey(self, signals: AsyncIterator[int], everything: trio.CancelScope) -> None:
+        """Stop gracefully at the first signal, at once at the second."""
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                log.info("daemon.signalled", signal=signal.Signals(number).name)
+                notify("STOPPING=1")
+                if self._system is None:
+                    everything.cancel(reason="stopped before it was up")
+                elif self._system.queue.is_draining:
+                    self._system.runner.interrupt()
+                else:
+                    nursery.start_soon(self._drain, self._system)
+
+    async def _drain(self, system: System) -> None:
+        await system.drain(self._settings.drain_grace)
+        self._stopped.set()
+
+    def _why_not_ready(self) -> str | None:
+        disk = os.statvfs(self._settings.data_dir)
+        free = disk.f_bavail * disk.f_frsize
+        if free < MIN_FREE_BYTES:
+            return f"the disk of DATA_DIR has {free >> 20} MiB left; make room"
+        return None
+
+    @property
+    def _public_registry(self) -> str:
+        return self._settings.public_registry or f"localhost:{self._settings.port}"
+
+
+def _require_keys(settings: Settings) -> Keys:
+    """Return the signing keys. Without a TCP listener they may be made up: nobody needs them."""
+    keys = load_keys(settings)
+    if keys is not None:
+        return keys
+    if settings.host:
+        raise ConfigError(
+            "JWT_SECRET is not set, and the TCP listener needs it: set it (openssl rand -hex 32),"
+            " or HOST=none to serve the UNIX socket only"
+        )
+    return Keys(api=secrets.token_bytes(32), registry=secrets.token_bytes(32))

@@ -1,0 +1,107 @@
+"""`hypeman-supervisor`: the daemon's own command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+import typer
+from pydantic import SecretStr
+
+from supervisor.config import Settings, load_keys, load_settings
+from supervisor.daemon.app import run_daemon
+from supervisor.errors import ConfigError, SupervisorError
+from supervisor.runtime.logs import log, setup_logging
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+app = typer.Typer(
+    help="Build container images from source, each build in a microVM of its own.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+config_app = typer.Typer(help="Inspect the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", envvar="HYPEMAN_CONFIG", help="TOML file; the environment overrides."),
+]
+
+
+@app.command(epilog="Example: JWT_SECRET=$(openssl rand -hex 32) hypeman-supervisor run")
+def run(config: ConfigFile = None) -> None:
+    """Run the daemon in the foreground until SIGTERM or SIGINT.
+
+    The first signal lets running builds finish for DRAIN_GRACE seconds, the second stops at once;
+    builds that are still running then are continued by the next start.
+    """
+    settings = _load(config)
+    setup_logging(settings.log_level)
+    try:
+        trio.run(run_daemon, settings)
+    except* SupervisorError as group:
+        for exc in _leaves(group):
+            log.error("daemon.failed", code=exc.code, why=exc.message)
+        raise SystemExit(EXIT_USAGE if group.subgroup(ConfigError) else EXIT_FAILED) from None
+
+
+@config_app.command("check", epilog="Example: hypeman-supervisor config check --json")
+def config_check(
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the effective configuration, secrets hidden. Exit 2 if it cannot be used."""
+    settings = _load(config)
+    values = {name.upper(): _show(getattr(settings, name)) for name in Settings.model_fields}
+    if as_json:
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        sys.stdout.write(f"{name:<{width}}  {'' if value is None else value}\n")
+
+
+@app.command(epilog="Example: hypeman-supervisor version")
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"hypeman {distribution_version('hypeman')}\n")
+
+
+def main() -> None:
+    """Console entry point."""
+    app()
+
+
+def _load(config: Path | None) -> Settings:
+    try:
+        settings = load_settings(config)
+        load_keys(settings)
+    except ConfigError as exc:
+        sys.stderr.write(f"hypeman-supervisor: {exc.message}\n")
+        raise SystemExit(EXIT_USAGE) from None
+    return settings
+
+
+def _show(value: Any) -> Any:
+    match value:
+        case SecretStr():
+            return "(hidden)"
+        case Path():
+            return str(value)
+        case tuple():
+            return ",".join(value)
+        case _:
+            return value
+
+
+def _leaves(group: BaseExceptionGroup[SupervisorError]) -> list[SupervisorError]:
+    found: list[SupervisorError] = []
+    for exc in group.exceptions:
+        found += _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
+    return found

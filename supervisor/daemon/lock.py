@@ -1,0 +1,48 @@
+"""One daemon per data directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from supervisor.config import Settings
+from supervisor.errors import ConfigError
+
+_DIRECTORY_MODE = 0o750
+
+
+def prepare_directories(settings: Settings) -> None:
+    """Make the daemon's directories. Raises ConfigError if one cannot be made or written."""
+    data, runtime = settings.data_dir, settings.runtime_dir
+    for path in (data, data / "builds", data / "registry", runtime, runtime / "machines"):
+        try:
+            path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError(f"the directory {path} cannot be made: {exc.strerror}") from exc
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigError(f"the directory {path} is not writable for uid {os.getuid()}")
+
+
+@contextmanager
+def hold_lock(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory's lock during the block; the kernel frees it if the daemon dies.
+
+    Raises ConfigError, naming the other daemon's process, if it is taken.
+    """
+    fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise ConfigError(
+                f"another daemon (process {owner}) uses {data_dir}; stop it or set DATA_DIR"
+            ) from exc
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
