@@ -1,0 +1,75 @@
+"""The program in the real guests of the contract tests. It runs in the machine, with Python alone.
+
+fake_guest in test_hypervisor.py does the same; what the host sees must not differ.
+"""
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+Handler = Callable[[socket.socket], None]
+
+COMMAND_PORT = 5001
+ECHO_PORT = 5002
+HOST_CID = 2
+
+
+def main() -> None:
+    threading.Thread(target=serve, args=(ECHO_PORT, echo), daemon=True).start()
+    serve(COMMAND_PORT, obey)
+
+
+def serve(port: int, handle: Handler) -> None:
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    listener.bind((socket.VMADDR_CID_ANY, port))
+    listener.listen(64)
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=handle, args=(connection,), daemon=True).start()
+
+
+def obey(connection: socket.socket) -> None:
+    """Say who we are, in a frame, and do what the one line in answer says."""
+    cmdline = Path("/proc/cmdline").read_text()
+    name = cmdline.partition("hypeman.machine=")[2].split()[0].encode()
+    connection.sendall(struct.pack(">I", len(name)) + name)
+    command = connection.makefile("r").readline().split()
+    match command:
+        case ["connect", port]:
+            with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as to_host:
+                to_host.connect((HOST_CID, int(port)))
+                to_host.sendall(b"from " + name)
+                connection.sendall(to_host.recv(100))
+                to_host.recv(1)
+        case ["power-off"]:
+            os.write(1, b"the guest says goodbye\n")
+            os._exit(0)
+        case ["panic"]:
+            Path("/proc/sysrq-trigger").write_text("c")
+        case ["freeze"]:
+            # The highest priority there is, on every processor: nothing else runs any more.
+            for processor in range(os.cpu_count() or 1):
+                threading.Thread(target=spin, args=(processor,)).start()
+    connection.close()
+
+
+def spin(processor: int) -> None:
+    os.sched_setaffinity(0, {processor})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
+    while True:
+        pass
+
+
+def echo(connection: socket.socket) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+    connection.close()
+
+
+if __name__ == "__main__":
+    main()
+    time.sleep(600)

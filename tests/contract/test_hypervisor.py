@@ -1,0 +1,370 @@
+"""What every hypervisor promises, held against the fake and against real machines alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from agent import wire
+from supervisor.errors import GuestLost, VmBootFailed
+from supervisor.runtime.process import Process, run_daemon
+from supervisor.vm.machine import GuestUnreachable, Machine, MachineSpec, wait_connect
+from supervisor.vm.qemu_machine import QemuMachine
+from tests.contract.guest import COMMAND_PORT, ECHO_PORT
+from tests.contract.harness import (
+    FakeHarness,
+    Harness,
+    RealHarness,
+    new_spec,
+    receive_exactly,
+    receive_frame,
+    running,
+)
+from tests.kit import cancel_at_every_checkpoint
+from tests.machines import ROOT
+from tests.processes import find_processes, is_alive, wait_dead
+
+UNUSED_PORT = 5999
+
+
+async def command(machine: Machine, line: str) -> trio.abc.Stream:
+    """Give the guest a command; the stream is its answer."""
+    stream = await wait_connect(machine, COMMAND_PORT)
+    await receive_frame(stream)
+    await stream.send_all(line.encode() + b"\n")
+    return stream
+
+
+async def test_a_machine_says_who_it_is_and_leaves_nothing(harness: Harness) -> None:
+    spec = new_spec()
+    async with running(harness.hypervisor, spec) as machine:
+        assert machine.id == spec.id
+        async with await wait_connect(machine, COMMAND_PORT) as stream:
+            assert await receive_frame(stream) == spec.id.encode()
+    assert harness.leftovers() == []
+
+
+async def test_a_connection_before_the_guest_is_up_is_refused_and_does_no_harm(
+    harness: Harness,
+) -> None:
+    refused = 0
+    async with running(harness.hypervisor, new_spec()) as machine:
+        while True:
+            try:
+                stream = await machine.connect(ECHO_PORT)
+            except GuestUnreachable:
+                refused += 1
+                await trio.sleep(0.001)  # a thousand tries a second, all through the boot
+            else:
+                break
+        async with stream:
+            await stream.send_all(b"at last")
+            assert await receive_exactly(stream, 7) == b"at last"
+    assert refused > 0
+
+
+async def test_a_port_that_nobody_listens_on_is_unreachable_again_and_again(
+    harness: Harness,
+) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        first = await wait_connect(machine, COMMAND_PORT)
+        for _ in range(100):
+            with pytest.raises(GuestUnreachable):
+                await machine.connect(UNUSED_PORT)
+        second = await machine.connect(COMMAND_PORT)
+        for stream in (first, second):
+            await receive_frame(stream)
+            await stream.aclose()
+
+
+async def test_callers_that_give_up_do_no_harm(harness: Harness) -> None:
+    """At every point of a connection, and many at a time."""
+
+    async def connect_and_close(machine: Machine) -> None:
+        async with await machine.connect(ECHO_PORT) as stream:
+            await stream.send_all(b"x")
+
+    async def check(n: int) -> None:
+        async with await machine.connect(ECHO_PORT) as stream:
+            await stream.send_all(b"still here")
+            assert await receive_exactly(stream, 10) == b"still here", f"cancelled at {n}"
+
+    async with running(harness.hypervisor, new_spec()) as machine:
+        await (await wait_connect(machine, ECHO_PORT)).aclose()
+        swept = await cancel_at_every_checkpoint(partial(connect_and_close, machine), check)
+        assert swept >= 2
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(connect_and_close, machine)
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel(reason="all give up")
+            await check(0)
+
+
+async def test_bytes_arrive_whole_in_both_directions(harness: Harness) -> None:
+    sent = os.urandom(1 << 20)
+    async with running(harness.hypervisor, new_spec()) as machine, trio.open_nursery() as nursery:
+        stream = await wait_connect(machine, ECHO_PORT)
+        nursery.start_soon(_send_in_pieces, stream, sent)
+        assert await receive_exactly(stream, len(sent)) == sent
+        await stream.aclose()
+
+
+async def _send_in_pieces(stream: trio.abc.Stream, data: bytes) -> None:
+    for start in range(0, len(data), 4096):
+        await stream.send_all(data[start : start + 4096])
+
+
+async def test_the_guest_reaches_a_port_that_the_host_listens_on(harness: Harness) -> None:
+    spec = new_spec()
+    async with running(harness.hypervisor, spec) as machine, machine.listen(5003) as listener:
+        answer = await command(machine, "connect 5003")
+        async with await listener.accept() as stream:
+            assert await receive_exactly(stream, len(spec.id) + 5) == b"from " + spec.id.encode()
+            await stream.send_all(b"welcome")
+            assert await receive_exactly(answer, 7) == b"welcome"
+        # The guest waits for the end of its connection, then ends ours.
+        assert await answer.receive_some(1) == b""
+    assert harness.leftovers() == []
+
+
+async def test_a_listener_ends_with_its_block(harness: Harness) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        async with machine.listen(5003) as listener:
+            pass
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+        async with machine.listen(5003):
+            pass  # the port is free again
+
+
+async def test_what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close(
+    harness: Harness,
+) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine, machine.listen(5003) as listener:
+        answer = await command(machine, "connect 5003")
+        stream = await listener.accept()
+        await receive_exactly(stream, 1)
+        await stream.send_all(b"ok")
+        assert await receive_exactly(answer, 2) == b"ok"
+        await stream.aclose()  # "rom <id>" has not been read
+        assert await answer.receive_some(1) == b""
+
+
+async def test_two_machines_are_separate(harness: Harness) -> None:
+    hypervisor, one, two = harness.hypervisor, new_spec(), new_spec()
+    async with running(hypervisor, one) as first, running(hypervisor, two) as second:
+        for machine in (first, second):
+            async with await wait_connect(machine, COMMAND_PORT) as stream:
+                assert await receive_frame(stream) == machine.id.encode()
+        async with first.listen(5003) as mine, second.listen(5003) as other:
+            await command(second, "connect 5003")
+            async with await other.accept() as stream:
+                assert await receive_exactly(stream, 5 + len(two.id)) == b"from " + two.id.encode()
+            with trio.move_on_after(0.1) as scope:
+                await mine.accept()
+            assert scope.cancelled_caught
+    assert harness.leftovers() == []
+
+
+async def test_a_guest_that_powers_off_ends_its_machine(harness: Harness) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
+        await command(machine, "power-off")
+        end = await machine.wait_exit()
+    # The nursery is not cancelled: `run_machine` returned by itself.
+    assert end.description == "the guest powered off"
+    assert "the guest says goodbye" in end.evidence
+    assert harness.leftovers() == []
+
+
+async def test_a_panic_ends_the_machine(harness: Harness) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
+        await command(machine, "panic")
+        end = await machine.wait_exit()
+    assert end.description == "the guest's kernel panicked, or the guest restarted"
+    assert harness.leftovers() == []
+
+
+async def test_a_killed_vmm_is_noticed_and_explained(harness: Harness) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
+        stream = await wait_connect(machine, COMMAND_PORT)
+        await receive_frame(stream)
+        harness.kill(machine)
+        end = await machine.wait_exit()
+    assert end.description == "the VMM ended: killed by SIGKILL"
+    assert end.evidence != ""
+    with pytest.raises((GuestLost, GuestUnreachable)):
+        await machine.connect(COMMAND_PORT)
+    with pytest.raises(GuestLost, match="killed by SIGKILL"):
+        await wait_connect(machine, COMMAND_PORT)
+    assert harness.leftovers() == []
+
+
+async def test_a_connection_ends_with_its_machine(harness: Harness) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        stream = await wait_connect(machine, ECHO_PORT)
+    with contextlib.suppress(trio.BrokenResourceError):  # as good as an end
+        assert await stream.receive_some(1) == b""
+    await trio.aclose_forcefully(stream)
+
+
+async def test_cancel_anywhere_before_the_machine_is_up_leaves_nothing(harness: Harness) -> None:
+    async def operation() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(harness.hypervisor.run_machine, new_spec())
+            nursery.cancel_scope.cancel(reason="seen enough")
+
+    async def check(n: int) -> None:
+        await trio.lowlevel.checkpoint()
+        assert harness.leftovers() == [], f"cancelled at {n}"
+
+    assert await cancel_at_every_checkpoint(operation, check) > 0
+
+
+async def test_cancel_while_the_guest_is_busy_leaves_nothing(harness: Harness) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine, machine.listen(5003) as listener:
+        await command(machine, "connect 5003")
+        stream = await listener.accept()
+        await receive_exactly(stream, 5)
+    assert harness.leftovers() == []
+
+
+async def test_a_machine_can_be_made_again_under_the_same_id(harness: Harness) -> None:
+    spec = new_spec()
+    for _ in range(2):
+        async with running(harness.hypervisor, spec) as machine:
+            assert machine.id == spec.id
+        assert harness.leftovers() == []
+
+
+async def test_a_machine_that_cannot_start_is_a_boot_failure(harness: Harness) -> None:
+    spec = new_spec()
+    if isinstance(harness, FakeHarness):
+        harness.fake.fails_to_boot = 1
+    else:
+        # More than any host has: the VMM refuses it.
+        spec = MachineSpec(spec.id, cpus=1000, memory_mb=512)
+    with pytest.raises(VmBootFailed) as caught:
+        await harness.hypervisor.run_machine(spec)
+    assert spec.id in caught.value.message
+    assert caught.value.evidence != ""
+    assert harness.leftovers() == []
+
+
+# Only of real machines.
+
+
+@pytest.mark.e2e
+async def test_the_agent_of_the_builder_image_greets(builder: RealHarness) -> None:
+    spec = MachineSpec(new_spec().id, cpus=2, memory_mb=2048)
+    async with running(builder.hypervisor, spec) as machine:
+        async with await wait_connect(machine, wire.CONTROL_PORT) as stream:
+            body = await receive_frame(stream)
+        hello = wire.parse(body)
+        assert isinstance(hello, wire.Hello)
+        assert hello.protocol == wire.PROTOCOL_VERSION
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+async def test_a_machine_whose_vsock_device_dies_ends(harness: RealHarness) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: QemuMachine = await nursery.start(harness.hypervisor.run_machine, new_spec())
+        os.kill(machine.processes.device.pid, signal.SIGKILL)
+        end = await machine.wait_exit()
+    assert end.description == "the machine's vsock device ended: killed by SIGKILL"
+    assert harness.leftovers() == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+@pytest.mark.parametrize("stuck", ["vmm", "device", "both"])
+async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness, stuck: str) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        assert isinstance(machine, QemuMachine)
+        stream = await wait_connect(machine, ECHO_PORT)
+        if stuck in ("vmm", "both"):
+            os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+        if stuck in ("device", "both"):
+            os.kill(machine.processes.device.pid, signal.SIGSTOP)
+    await trio.aclose_forcefully(stream)
+    assert harness.leftovers() == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+async def test_a_guest_that_hangs_is_left_alone_and_ended(harness: RealHarness) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        await command(machine, "freeze")
+        with pytest.raises(GuestUnreachable, match="connections unanswered"):
+            await connect_until_refused(machine)
+    assert harness.leftovers() == []
+
+
+async def connect_until_refused(machine: Machine) -> None:
+    """Give up on every connection soon; those still answered are from before the guest obeyed."""
+    while True:
+        with trio.move_on_after(0.2):
+            await trio.aclose_forcefully(await machine.connect(ECHO_PORT))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+async def test_the_processes_are_caged(harness: RealHarness) -> None:
+    async with running(harness.hypervisor, new_spec()) as machine:
+        assert isinstance(machine, QemuMachine)
+        assert_caged(machine.processes.vmm.pid)
+        assert_caged(machine.processes.device.pid)
+        assert read_status(machine.processes.vmm.pid)["Seccomp"] == "2"
+
+
+def assert_caged(pid: int) -> None:
+    status = read_status(pid)
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    namespace = Path(f"/proc/{pid}/ns/net")
+    assert namespace.readlink() != Path("/proc/self/ns/net").readlink()
+    interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    assert [line.partition(":")[0].strip() for line in interfaces] == ["lo"]
+
+
+def read_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+async def test_a_killed_daemon_leaves_no_process_and_its_directories_are_swept(
+    harness: RealHarness,
+) -> None:
+    program = ROOT / "tests" / "contract" / "doomed.py"
+    async with trio.open_nursery() as nursery:
+        argv = [sys.executable, str(program), str(harness.root)]
+        start = partial(run_daemon, argv, env={"PYTHONPATH": str(ROOT)}, stop_grace=0)
+        daemon: Process = await nursery.start(start)
+        while "machine.started" not in daemon.tail():
+            assert daemon.exit is None, daemon.tail()
+            await trio.sleep(0.05)
+        pids = find_processes(f"{harness.root}/machines/")
+        assert len(pids) == 2
+        os.kill(daemon.pid, signal.SIGKILL)
+        await daemon.wait()
+        for pid in pids:
+            await wait_dead(pid)
+    assert await harness.hypervisor.sweep() == 1
+    assert harness.leftovers() == []
+    assert await harness.hypervisor.sweep() == 0
+    assert not any(is_alive(pid) for pid in pids)

@@ -1,0 +1,3 @@
+FROM busybox
+COPY hello /hello
+ONBUILD RUN echo never > /never

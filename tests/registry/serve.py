@@ -1,0 +1,151 @@
+"""A registry for tests: the real actor, database, store and HTTP, without the daemon."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from supervisor.actors.registry import RegistryActor
+from supervisor.actors.registry_handle import CollectionPolicy, RegistryHandle
+from supervisor.config import Keys
+from supervisor.model.ids import BuildId, Tenant
+from supervisor.registry.access import TenantOfBuild
+from supervisor.registry.app import registry_app
+from supervisor.registry.authentication import CALLER_STATE
+from supervisor.registry.http import AsgiApp, Receive, Scope, Send
+from supervisor.runtime.clock import Clock, wall_clock
+from supervisor.runtime.threads import Threads
+from supervisor.store.database import open_database
+from supervisor.tokens import Caller, Permission, mint_api_token
+
+KEYS = Keys(api=b"a" * 32, registry=b"r" * 32)
+TENANT = Tenant("acme")
+TOKEN_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running registry."""
+
+    address: str
+    """host:port"""
+    app: AsgiApp
+    actor: RegistryActor
+    handle: RegistryHandle
+    root: Path
+
+    @property
+    def url(self) -> str:
+        """The base of all routes."""
+        return f"http://{self.address}/v2"
+
+
+async def no_builds(_: BuildId) -> Tenant | None:
+    """Look up the tenant of a build where there are none."""
+    return None
+
+
+def api_token(
+    tenant: Tenant = TENANT,
+    permissions: frozenset[Permission] | None = None,
+    *,
+    lifetime_seconds: float = TOKEN_SECONDS,
+) -> str:
+    """Return an API token of a tenant."""
+    return mint_api_token(
+        KEYS.api,
+        subject="tester",
+        tenant=tenant,
+        permissions=permissions,
+        now=wall_clock(),
+        lifetime_seconds=lifetime_seconds,
+    )
+
+
+def admin_token() -> str:
+    """Return an API token of an administrator."""
+    return api_token(Tenant("operator"), frozenset(Permission))
+
+
+@asynccontextmanager
+async def open_registry(
+    directory: Path,
+    *,
+    tenant_of_build: TenantOfBuild = no_builds,
+    clock: Clock = wall_clock,
+    policy: CollectionPolicy | None = None,
+    caller: Caller | None = None,
+) -> AsyncIterator[Served]:
+    """Run the registry below `directory`, without a listener. `caller`: who everybody is."""
+    await trio.Path(directory).mkdir(parents=True, exist_ok=True)
+    async with open_database(directory / "hypeman.db") as database:
+        actor = RegistryActor(database, directory / "registry", Threads(), clock, policy)
+        app = registry_app(
+            facts=actor.handle,
+            store=actor.store,
+            uploads=actor.uploads,
+            keys=KEYS,
+            tenant_of_build=tenant_of_build,
+            clock=clock,
+            fallback_host="registry.test:5000",
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: actor.run(task_status=task_status))
+            try:
+                yield Served(
+                    "registry.test",
+                    app if caller is None else _as(app, caller),
+                    actor,
+                    actor.handle,
+                    directory / "registry",
+                )
+            finally:
+                nursery.cancel_scope.cancel(reason="the test is over")
+                actor.close()
+
+
+@asynccontextmanager
+async def serve_registry(directory: Path, **options: Any) -> AsyncIterator[Served]:
+    """Run the registry and serve it on a free port of loopback."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    host, port = listener.getsockname()
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]  # the server closes it
+    config.accesslog = None
+    config.errorlog = None
+    config.graceful_timeout = 1.0
+    stop = trio.Event()
+    async with open_registry(directory, **options) as served, trio.open_nursery() as nursery:
+        await nursery.start(_serve, served.app, config, stop)
+        try:
+            yield Served(f"{host}:{port}", served.app, served.actor, served.handle, served.root)
+        finally:
+            stop.set()
+
+
+async def _serve(
+    app: AsgiApp, config: Config, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    await serve(
+        app,  # type: ignore[arg-type]
+        config,
+        shutdown_trigger=stop.wait,
+        task_status=task_status,
+        mode="asgi",
+    )
+
+
+def _as(app: AsgiApp, caller: Caller) -> AsgiApp:
+    async def with_caller(scope: Scope, receive: Receive, send: Send) -> None:
+        state = {**scope.get("state", {}), CALLER_STATE: caller}
+        await app({**scope, "state": state}, receive, send)
+
+    return with_caller

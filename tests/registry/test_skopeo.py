@@ -1,0 +1,154 @@
+"""skopeo against the registry over HTTP on loopback: a client that others wrote."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import trio
+
+from supervisor.model.ids import Tenant
+from supervisor.registry.media import DOCKER_MANIFEST
+from tests.registry.images import Image, artifact, digest_of, image, index, write_layout
+from tests.registry.serve import Served, admin_token, api_token, serve_registry
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("skopeo") is None, reason="skopeo is not installed (apt-get install skopeo)"
+)
+
+ONE = image({"a": os.urandom(3_000_000)}, {"b": b"2"}, {"c": b"3"})
+TWO = image({"a": b"x"}, architecture="arm64")
+BOTH = index({"amd64": ONE, "arm64": TWO})
+ARTIFACT = artifact(b"a file", "application/vnd.test.file")
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    with trio.fail_after(120):
+        async with serve_registry(tmp_path / "data") as registry:
+            yield registry
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Path:
+    images: dict[str, Image] = {"one": ONE, "both": BOTH, "artifact": ARTIFACT}
+    return write_layout(tmp_path / "layout", images)
+
+
+def encode(token: str) -> str:
+    return base64.b64encode(f"x:{token}".encode()).decode()
+
+
+class Skopeo:
+    """The program, with one user's credentials."""
+
+    def __init__(self, home: Path, served: Served, token: str | None) -> None:
+        self._home = home
+        self._served = served
+        home.mkdir()
+        (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        login = {} if token is None else {served.address: {"auth": encode(token)}}
+        (home / "auth.json").write_text(json.dumps({"auths": login}))
+
+    def name(self, reference: str) -> str:
+        """Return how skopeo names an image of the registry."""
+        return f"docker://{self._served.address}/{reference}"
+
+    async def __call__(self, command: str, *args: str) -> CompletedProcess[bytes]:
+        """Run a command and return what came of it."""
+        ends = ("src-tls-verify", "dest-tls-verify") if command == "copy" else ("tls-verify",)
+        return await trio.run_process(
+            [
+                *("skopeo", "--policy", str(self._home / "policy.json"), command),
+                *(f"--{end}=false" for end in ends),
+                *("--authfile", str(self._home / "auth.json"), *args),
+            ],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={"PATH": os.environ["PATH"], "HOME": str(self._home), "TMPDIR": str(self._home)},
+        )
+
+    async def ok(self, command: str, *args: str) -> bytes:
+        """Run a command that must succeed, and return its output."""
+        done = await self(command, *args)
+        assert done.returncode == 0, done.stderr.decode()
+        return bytes(done.stdout)
+
+
+@pytest.fixture
+def skopeo(served: Served, tmp_path: Path) -> Skopeo:
+    return Skopeo(tmp_path / "skopeo", served, api_token())
+
+
+@pytest.mark.parametrize(("name", "item"), [("one", ONE), ("both", BOTH), ("artifact", ARTIFACT)])
+async def test_what_skopeo_pushes_it_pulls_again(
+    skopeo: Skopeo, served: Served, layout: Path, tmp_path: Path, name: str, item: Image
+) -> None:
+    remote = skopeo.name(f"acme/{name}:1")
+    await skopeo.ok("copy", "--all", f"oci:{layout}:{name}", remote)
+    assert await served.handle.holds_image(f"acme/{name}", item.digest)
+    manifest = await skopeo.ok("inspect", "--raw", remote)
+    assert manifest == item.manifest
+    await skopeo.ok("copy", "--all", remote, f"oci:{tmp_path / 'back'}:{name}")
+    pulled = json.loads((tmp_path / "back" / "index.json").read_text())["manifests"][0]
+    assert pulled["digest"] == item.digest
+    for blob in (tmp_path / "back/blobs/sha256").iterdir():
+        assert blob.read_bytes() == (layout / "blobs/sha256" / blob.name).read_bytes()
+
+
+async def test_a_second_push_uploads_nothing(skopeo: Skopeo, served: Served, layout: Path) -> None:
+    remote = skopeo.name("acme/app:1")
+    await skopeo.ok("copy", f"oci:{layout}:one", remote)
+    before = {path: path.stat().st_mtime_ns for path in blobs_of(served, ONE)}
+    await skopeo.ok("copy", f"oci:{layout}:one", remote)
+    assert before == {path: path.stat().st_mtime_ns for path in blobs_of(served, ONE)}
+
+
+def blobs_of(served: Served, item: Image) -> list[Path]:
+    return [served.actor.store.path(digest_of(content)) for content in item.blobs]
+
+
+async def test_skopeo_lists_inspects_and_deletes(skopeo: Skopeo, layout: Path) -> None:
+    for tag in ("1", "latest"):
+        await skopeo.ok("copy", f"oci:{layout}:one", skopeo.name(f"acme/app:{tag}"))
+    listed = json.loads(await skopeo.ok("list-tags", skopeo.name("acme/app")))
+    assert listed["Tags"] == ["1", "latest"]
+    inspected = json.loads(await skopeo.ok("inspect", skopeo.name("acme/app:1")))
+    assert inspected["Digest"] == ONE.digest
+    assert inspected["Layers"] == [digest_of(content) for content in ONE.blobs[1:]]
+    await skopeo.ok("delete", skopeo.name("acme/app:1"))
+    done = await skopeo("inspect", skopeo.name("acme/app:latest"))
+    assert done.returncode != 0
+    assert b"manifest unknown" in done.stderr
+
+
+async def test_docker_schema_2_keeps_its_form(skopeo: Skopeo, layout: Path) -> None:
+    remote = skopeo.name("acme/app:1")
+    await skopeo.ok("copy", "--format", "v2s2", f"oci:{layout}:one", remote)
+    manifest = json.loads(await skopeo.ok("inspect", "--raw", remote))
+    assert manifest["mediaType"] == DOCKER_MANIFEST
+
+
+async def test_strangers_see_nothing(
+    skopeo: Skopeo, served: Served, layout: Path, tmp_path: Path
+) -> None:
+    remote = skopeo.name("acme/app:1")
+    await skopeo.ok("copy", f"oci:{layout}:one", remote)
+    stranger = Skopeo(tmp_path / "stranger", served, api_token(Tenant("evil")))
+    done = await stranger("inspect", remote)
+    assert b"name unknown" in done.stderr
+    done = await stranger("copy", f"oci:{layout}:one", remote)
+    assert done.returncode != 0
+    nobody = Skopeo(tmp_path / "nobody", served, None)
+    assert (await nobody("inspect", remote)).returncode != 0
+    admin = Skopeo(tmp_path / "admin", served, admin_token())
+    await admin.ok("inspect", remote)
+    await admin.ok("copy", remote, admin.name("base/app:1"))
+    await stranger.ok("inspect", skopeo.name("base/app:1"))
