@@ -13,12 +13,25 @@ default:
     @just --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Build PATH (or the example) in a microVM, from a fresh machine to a pushed image
-demo *PATH: setup
-    @python -m supervisor.demo {{ if PATH == "" { "" } else { quote(join(invocation_directory(), PATH)) } }}
+[positional-arguments]
+demo *ARGS: setup
+    @cd {{ quote(invocation_directory()) }} && python -m supervisor.demo "$@"
 
 # The daemon in the foreground, configured by environment variables; SIGTERM stops it
 up: setup
-    @exec hypeman-supervisor run
+    #!/bin/sh
+    set -eu
+    if [ -z "${JWT_SECRET:-}${JWT_SECRET_FILE:-}${HYPEMAN_CONFIG:-}${HOST:-}" ]; then
+        echo "JWT_SECRET is not set: the UNIX socket only. For TCP: JWT_SECRET=\$(openssl rand -hex 32) ./run up" >&2
+        export HOST=none
+    fi
+    # The defaults are root's places; an ordinary user has some of its own.
+    if [ "$(id -u)" != 0 ]; then
+        export DATA_DIR="${DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/hypeman}"
+        export RUNTIME_DIR="${RUNTIME_DIR:-${XDG_RUNTIME_DIR:-/tmp/hypeman-$(id -u)}/hypeman}"
+    fi
+    echo "hypeman-ctl finds this daemon with RUNTIME_DIR=${RUNTIME_DIR:-/run/hypeman}" >&2
+    exec hypeman-supervisor run
 
 # Everything that is needed to run: host packages, tools, kernel, images (a second when done)
 setup:

@@ -44,7 +44,7 @@ from agent.vsock import Connect
 
 _T = TypeVar("_T")
 
-LOCKFILES_SECONDS = 30
+LOCKFILES_SECONDS = 10
 """How much longer than the build itself the search for lock files may take."""
 MAX_BEHIND_SECONDS = 1.0
 MAX_AHEAD_SECONDS = 60.0
@@ -151,7 +151,7 @@ async def _collect_lockfiles(found: dict[str, str], looked: trio.Event) -> None:
         hash_lockfiles_sync,
         paths.SOURCE_DIR,
         trio.from_thread.check_cancelled,
-        abandon_on_cancel=False,
+        abandon_on_cancel=True,  # it only reads, and a huge directory may keep it busy
     )
     found.update(hashes)
     looked.set()

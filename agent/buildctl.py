@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from agent import paths, wire
 from agent.failure import BUILD_FAILED, DOCKERFILE_INVALID, Failure
-from agent.rootless import NO_PROXY, PROXY
+from agent.rootless import NO_PROXY, PROXY, REGISTRY
 
 MAX_ARGUMENT_BYTES = 128 << 10
 """The kernel's limit for one argument (MAX_ARG_STRLEN), its end included."""
@@ -35,8 +35,10 @@ _IS_SECRET_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 def check(config: wire.Config) -> Failure | None:
     """Return why `config` cannot become a command line, or None."""
+    if config.registry != REGISTRY:
+        why = f"the registry {config.registry!r} is not {REGISTRY}, which is all there is here"
+        return Failure(BUILD_FAILED, why)
     names = [
-        ("registry", config.registry, _IS_HOST),
         ("repository", config.repository, _IS_REPOSITORY),
         *(("cache to import", ref, _IS_TAGGED) for ref in config.cache_import),
         *(("mirrored registry", host, _IS_HOST) for host in config.mirrors),

@@ -21,7 +21,7 @@ from agent import wire
 from agent.failure import FailedStep
 from agent.redact import RedactedStream, Redaction
 
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = 32 << 20
 """A report holds at most one gRPC message (16 MiB) of output, a third longer as base64."""
 MAX_TEXT_BYTES = 64 << 10
 """Of what `buildctl` writes besides progress, the last so many bytes are kept."""
@@ -29,9 +29,12 @@ MAX_NAME_CHARACTERS = 4_096
 MAX_ERROR_CHARACTERS = 16_000
 MAX_VERTICES = 10_000
 """The supervisor takes no more steps of one build either."""
+MAX_FAILED_STEPS = 100
+"""The first is to blame, or one soon after it; the others are cancelled with it."""
 _TAIL_BYTES = 8 << 10
 _EXPORTING = "exporting to image"
-_FROM = re.compile(r"\[[^\]]*\] FROM \S+@(sha256:[0-9a-f]{64})")
+_OF_A_STAGE = re.compile(r"\[(?:[^\]]* )?\d+/\d+\] ")
+_FROM = re.compile(_OF_A_STAGE.pattern + r"FROM \S+@(sha256:[0-9a-f]{64})")
 
 
 class Progress:
@@ -71,8 +74,7 @@ class Progress:
         """
         used = {digest for inputs in self._inputs.values() for digest in inputs}
         last = [digest for digest, inputs in self._inputs.items() if digest not in used]
-        operations = [digest for digest in last if self._names[digest].startswith("[")]
-        operations = [d for d in operations if not self._names[d].startswith("[internal]")]
+        operations = [digest for digest in last if _OF_A_STAGE.match(self._names[digest])]
         if len(operations) != 1:
             return ""
         at, seen = operations[0], set[str]()
@@ -155,9 +157,11 @@ class Progress:
         before = self._steps.get(digest)
         started = before.started_at if before is not None else None
         error = self._redaction.text(_text(vertex.get("error")))
-        if error:
+        if error and len(self._failed) < MAX_FAILED_STEPS:
             tail = self._tails.get(digest, b"").decode(errors="replace")
             self._failed.setdefault(digest, FailedStep(self._redaction.text(name), error, tail))
+        if vertex.get("completed"):
+            self._tails.pop(digest, None)
         return wire.Step(
             seq=0,
             digest=digest,

@@ -1,7 +1,7 @@
 """The base images: a busybox that is one static program, and a Debian that has little but apt."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ def prepare_debian() -> None:
         [key, RECIPE, *MODULES],
         [target],
         lambda: _make_debian(target, base, recipe),
+    )
+
+
+def prepare_hypeman(base: Path, key: str, exclude: Sequence[str]) -> None:
+    """Have `build/bases/hypeman`: the builder's Debian, without BuildKit, as a base image."""
+    recipe = tomllib.loads(RECIPE.read_text())
+    target = BASES / "hypeman"
+    root = Tree(base, recipe["source_date_epoch"], exclude)
+    ensure(
+        "base/hypeman",
+        [key, str(exclude), RECIPE, *MODULES],
+        [target],
+        lambda: _write(target, root, recipe, "hypeman", ["bash"]),
     )
 
 

@@ -17,6 +17,7 @@ from images import (
     bases,
     busybox,
     files,
+    generic_context,
     gotools,
     host,
     initramfs,
@@ -28,6 +29,7 @@ from images import (
 from images.paths import BUILD, IMAGES, OUTPUT
 from images.tool import ToolFailed, say
 
+KEPT_VERSIONS = 4
 RECIPE = IMAGES / "builder" / "recipe.toml"
 
 
@@ -65,30 +67,33 @@ def make_builder() -> None:
         "scratch.ext4": template,
     }
     facts = manifest.compose(recipe, linux, shell, disk, parts)
+    bases.prepare_hypeman(rootfs.BASE, disk.base_key, recipe["rootfs"]["exclude"])
+    generic_context.prepare(disk.python_key, programs_key, programs)
     directory = _publish(OUTPUT / recipe["name"], parts, facts)
     say(f"  {recipe['name']} {facts['digest']} in {directory}")
 
 
 def _publish(home: Path, parts: dict[str, Path], facts: manifest.Facts) -> Path:
-    """Show the finished parts as `latest`; the version before stays, for machines that boot now."""
+    """Show the finished parts as `latest`.
+
+    A few versions before it stay, for daemons that were started with one of them.
+    """
     latest, directory = home / "latest", home / facts["digest"].removeprefix("sha256:")[:16]
     if not (directory / "manifest.json").is_file():
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         for name, path in parts.items():
             os.link(path, directory / name)
-        files.write(directory / "manifest.json", manifest.render(facts))
-    previous = latest.resolve() if latest.is_symlink() else directory
-    if previous != directory:
-        switch = home / "latest.new"
-        switch.unlink(missing_ok=True)
-        switch.symlink_to(directory.name)
-        switch.replace(latest)
-        for stale in home.iterdir():
-            if stale not in (latest, directory, previous):
-                shutil.rmtree(stale)
-    elif not latest.is_symlink():
-        latest.symlink_to(directory.name)
+    # Even if the parts are the same: what is said about them may have changed.
+    files.write(directory / "manifest.json", manifest.render(facts))
+    switch = home / "latest.new"
+    switch.unlink(missing_ok=True)
+    switch.symlink_to(directory.name)
+    switch.replace(latest)
+    versions = [path for path in home.iterdir() if path.is_dir() and not path.is_symlink()]
+    versions.sort(key=lambda path: (path == directory, path.stat().st_mtime))
+    for stale in versions[:-KEPT_VERSIONS]:
+        shutil.rmtree(stale)
     return latest
 
 

@@ -55,6 +55,11 @@ def versions() -> dict[str, str]:
     return {program.directory: program.version() for program in PROGRAMS}
 
 
+def render_versions() -> str:
+    """Lines of `name version`, which the agent tells the supervisor without running anything."""
+    return "".join(f"{name} {version}\n" for name, version in sorted(versions().items()))
+
+
 def prepare(go: Path) -> tuple[str, dict[str, Path]]:
     """Have all programs built with this toolchain; return a digest and the programs by name."""
     keys = [_prepare(go, program) for program in PROGRAMS]

@@ -42,7 +42,7 @@ def pack(kernel: Kernel, modules: Stages, shell: Path) -> bytes:
     entries["dev/console"] = cpio.character_device(5, 1)
     entries["init"] = cpio.file(INIT.read_bytes(), 0o755)
     entries["bin/busybox"] = cpio.file(shell.read_bytes(), 0o755)
-    for applet in ("sh", "insmod", "ip", "mkdir", "mount", "switch_root"):
+    for applet in ("sh", "cat", "insmod", "ip", "mkdir", "mount", "switch_root"):
         entries[f"bin/{applet}"] = cpio.link("busybox")
     loaded: set[Path] = set()
     for stage, names in modules.items():

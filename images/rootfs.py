@@ -38,6 +38,8 @@ class Rootfs:
     """The packed disk, and what is known of its contents."""
 
     key: str
+    base_key: str
+    python_key: str
     image: Path
     packages: dict[str, str]
     python_packages: dict[str, str]
@@ -75,7 +77,7 @@ def prepare(recipe: Mapping[str, Any], programs_key: str, programs: Mapping[str,
             compose(settings, epoch, version, programs), IMAGE, epoch
         ),
     )  # fmt: skip
-    return Rootfs(key, IMAGE, packages, locked(), digest_of(agent_modules()))
+    return Rootfs(key, base_key, python_key, IMAGE, packages, locked(), digest_of(agent_modules()))
 
 
 def installed(base: Path) -> dict[str, str]:
@@ -129,9 +131,7 @@ def compose(
     root.add_tree(PYTHON)
     root.add_tree(STAGED_AGENT)
     root.add_tree(FILES)
-    # What the agent tells the supervisor: to ask the programs themselves would take a second.
-    versions = "".join(f"{name} {text}\n" for name, text in sorted(gotools.versions().items()))
-    root.add_file(f"{LIBRARY}/versions", versions.encode())
+    root.add_file(f"{LIBRARY}/versions", gotools.render_versions().encode())
     for name, path in programs.items():
         root.add_file(f"usr/bin/{name}", path.read_bytes(), mode=0o755)
     _add_builder(root)

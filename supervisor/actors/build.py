@@ -30,13 +30,7 @@ from supervisor.guest.source import serve_source
 from supervisor.model.build import Build, Phase, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
-from supervisor.model.oci import (
-    Digest,
-    RepositoryName,
-    Tag,
-    parse_digest,
-    parse_tag_reference,
-)
+from supervisor.model.oci import parse_digest
 from supervisor.runtime.logs import log
 from supervisor.runtime.threads import run_in_thread
 from supervisor.store import builds
@@ -69,14 +63,18 @@ GuestPort = trio.abc.Listener[trio.abc.Stream]
 class Registry(Protocol):
     """What an attempt needs of the registry."""
 
-    async def holds_image(self, repository: RepositoryName, digest: Digest) -> bool:
-        """Say whether `repository` has that manifest, and everything it refers to."""
+    async def holds_image(self, repository: str, digest: str) -> bool:
+        """Say whether `repository` has that manifest, and everything it refers to.
+
+        The digest may be any text: what cannot be one is not there.
+        """
         ...
 
-    async def copy_image(
-        self, source: RepositoryName, digest: Digest, target: RepositoryName, tag: Tag
-    ) -> bool:
-        """Make an image of `source` readable as `target:tag`; False if it is not there whole."""
+    async def tag(self, repository: str, reference: str, digest: str, *, source: str) -> None:
+        """Give the image `digest` of the repository `source` another repository and tag.
+
+        Raises HostError if the image is not there whole, or the name cannot be one.
+        """
         ...
 
 
@@ -258,6 +256,8 @@ class BuildActor:
                 match action:
                     case session.Output(lines):
                         await _store(events, self._transcript.lines(lines, self._now()))
+                        if self._transcript.is_full:
+                            self._session.mute()
                     case session.StepChanged():
                         await _store(events, self._transcript.step_change(action, self._now()))
                     case session.PhaseEntered(phase):
@@ -284,23 +284,21 @@ class BuildActor:
             return self._ended(
                 reason or Reason.BUILD_FAILED, result.error or "the build failed without a word"
             )
-        repository = RepositoryName(f"builds/{self.id}")
-        digest = parse_digest(result.image_digest)
-        if digest is None or not await self._deps.registry.holds_image(repository, digest):
+        repository = f"builds/{self.id}"
+        if not await self._deps.registry.holds_image(repository, result.image_digest):
             return self._ended(
                 Reason.PUSH_FAILED,
                 f"the guest reports the image {result.image_digest[:80]!r}, which"
                 f" {repository} does not hold",
             )
-        image_name = self._build.request.image_name
-        if image_name and not await self._name_image(repository, digest, image_name):
-            return self._ended(
-                Reason.PUSH_FAILED, f"the image could not be given the name {image_name!r}"
-            )
+        try:
+            await self._name_image(repository, result.image_digest)
+        except HostError as exc:
+            return self._ended(Reason.PUSH_FAILED, exc.message)
         # An agent that went from building to done in one breath has pushed all the same.
         self._build = await self._deps.ledger.apply(self._build, PushBegun())
         return Succeeded(
-            image_digest=digest,
+            image_digest=result.image_digest,
             provenance=self._provenance(result),
             phases=self._clock.phases,
         )
@@ -313,13 +311,14 @@ class BuildActor:
             return
 
     async def _explain_loss(self, exc: GuestLost | VmBootFailed, machine: Machine | None) -> Event:
-        """Say how the guest was lost: if its VMM ended, that is the reason, with its last words."""
+        """Say how the guest was lost, how its VMM ended if it did, and with what last words."""
         message = exc.message
         evidence = getattr(exc, "evidence", "")
         if machine is not None:
             with trio.move_on_after(1.0):  # the link breaks a moment before the VMM is reaped
                 end = await machine.wait_exit()
-                message = end.description
+                if end.description not in message:
+                    message = f"{message}; {end.description}"
             evidence = machine.evidence()
         self._log.warning("machine.lost", why=message, error_code=exc.code)
         tail = evidence.strip()[-1000:]
@@ -340,11 +339,13 @@ class BuildActor:
         await self._deps.ledger.database.run(builds.set_steps, self.id, self.steps)
         self._build = await self._deps.ledger.apply(self._build, verdict)
 
-    async def _name_image(self, source: RepositoryName, digest: Digest, image_name: str) -> bool:
-        """Give the image its extra name, below the tenant's; False if that cannot be."""
-        target = parse_tag_reference(f"{self.tenant}/{image_name}")
-        return target is not None and await self._deps.registry.copy_image(
-            source, digest, target.repository, target.tag
+    async def _name_image(self, source: str, digest: str) -> None:
+        """Give the image the extra name that was asked for. Raises HostError if that cannot be."""
+        if (image_name := self._build.request.image_name) is None:
+            return
+        name, _, tag = image_name.partition(":")
+        await self._deps.registry.tag(
+            f"{self.tenant}/{name}", tag or "latest", digest, source=source
         )
 
     def _settle(self, verdict: Event) -> None:

@@ -7,6 +7,7 @@ any moment exactly one of them owns a build.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from supervisor.errors import HostError
@@ -29,13 +30,20 @@ class Ledger:
     """The durable record of builds: database, event log, and a file for people."""
 
     def __init__(
-        self, database: Database, logs: BuildLogs, builds_dir: Path, threads: Threads, clock: Clock
+        self,
+        database: Database,
+        logs: BuildLogs,
+        builds_dir: Path,
+        threads: Threads,
+        clock: Clock,
+        on_end: Callable[[Build], None] = lambda build: None,
     ) -> None:
         self.database = database
         self.logs = logs
         self.clock = clock
         self._builds_dir = builds_dir
         self.threads = threads
+        self._on_end = on_end
 
     def directory(self, build_id: BuildId) -> Path:
         """Return the directory that holds everything of a build."""
@@ -65,6 +73,8 @@ class Ledger:
         if after == build:
             return build
         await self.database.run(builds.update_build, after)
+        if after.status.is_final:
+            self._on_end(after)
         if after.status is not build.status:
             try:
                 await self._publish(after)

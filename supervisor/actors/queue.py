@@ -195,8 +195,7 @@ class QueueActor:
                     await self._handle_message(message)
 
     async def _recover(self) -> None:
-        """Take up every build without a final status, also after a crash of this very object."""
-        self._waiting.clear()
+        """Take up every build without a final status."""
         for build in await self._ledger.database.run(builds.unfinished_builds):
             await self._take_up(build)
 

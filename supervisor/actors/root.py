@@ -31,6 +31,7 @@ from supervisor.model.ids import BuildId, IdSource, Tenant
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import Mailbox
+from supervisor.runtime.metrics import Metrics
 from supervisor.runtime.supervise import RestartPolicy, supervise
 from supervisor.runtime.threads import Threads
 from supervisor.store import builds
@@ -57,6 +58,7 @@ class RootDeps:
     registry_secret: bytes
     serve_registry: Callable[[GuestPort], Awaitable[None]]
     why_not_ready: Callable[[], str | None]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,14 @@ class RootActor:
         self._deps = deps
         self._builds_dir = deps.settings.data_dir / "builds"
         logs = BuildLogs(self._builds_dir, deps.threads)
-        self._ledger = Ledger(deps.database, logs, self._builds_dir, deps.threads, deps.clock)
+        self._ledger = Ledger(
+            deps.database,
+            logs,
+            self._builds_dir,
+            deps.threads,
+            deps.clock,
+            deps.metrics.count_end,
+        )
         self._limits = QueueLimits(
             Capacity(deps.settings.max_concurrent_source_builds, deps.settings.tenant_capacity),
             deps.settings.max_queued_builds,
@@ -108,6 +117,7 @@ class RootActor:
                         await queue_nursery.start(
                             partial(supervise, "queue", actor, policy=PERMANENT)
                         )
+                        self._watch(handle, runner)
                         task_status.started(System(self._service(handle, runner), handle, runner))
         finally:
             mailbox.close()
@@ -124,6 +134,11 @@ class RootActor:
         """Run a fresh queue actor: one that failed has no state that is worth keeping."""
         actor = QueueActor(mailbox, handle, self._ledger, runner, self._limits)
         await actor.run(task_status=task_status)
+
+    def _watch(self, handle: QueueHandle, runner: BuildRunner) -> None:
+        metrics = self._deps.metrics
+        metrics.watch("hypeman_build_queue_length", "Builds that wait.", lambda: handle.length)
+        metrics.watch("hypeman_builds_active", "Builds that run.", lambda: len(runner.running))
 
     def _service(self, handle: QueueHandle, runner: BuildRunner) -> BuildService:
         return BuildService(self._ledger, handle, runner, IdSource(), self._deps.why_not_ready)

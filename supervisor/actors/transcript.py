@@ -37,6 +37,11 @@ class Transcript:
         self._open_line: tuple[str, int] | None = None
         """The step and stream of the line that the text ends in, if it ends inside one."""
 
+    @property
+    def is_full(self) -> bool:
+        """Say whether the limit is reached: whatever else is said is not stored."""
+        return self._bytes_left <= 0
+
     def lines(self, lines: Iterable[Line], now: float) -> Rendered:
         """Return what to append for lines of output."""
         events: list[bytes] = []

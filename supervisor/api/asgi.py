@@ -18,6 +18,8 @@ from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest
 from quart_trio.wrappers.request import TrioBody
 
+from supervisor.api.front import ClientGone, Message, Send
+
 MAX_BUFFERED_BYTES = 256 << 10
 """Of one request's body, beside the piece that goes over it."""
 IGNORE_KEY = "hypeman.ignore_messages"
@@ -85,6 +87,14 @@ class BoundedRequest(TrioRequest):
 class HTTPConnection(TrioASGIHTTPConnection):
     """One request. A client that goes away cancels its handler."""
 
+    async def __call__(self, receive: Any, send: Any) -> None:
+        request = self._create_request_from_scope(send)
+        async with trio.open_nursery() as nursery:
+            quiet = _cancelling(nursery, send)
+            wanted: Any = request
+            nursery.start_soon(self.handle_messages, nursery, wanted, receive)
+            nursery.start_soon(self.handle_request, nursery, wanted, quiet)
+
     async def handle_messages(  # type: ignore[override]
         self, nursery: trio.Nursery, request: BoundedRequest, receive: Any
     ) -> None:
@@ -121,6 +131,13 @@ class WebsocketConnection(TrioASGIWebsocketConnection):
         self.send_channel, self.receive_channel = trio.open_memory_channel(0)
         scope[IGNORE_KEY] = self.receive_channel.close
 
+    async def __call__(self, receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+            quiet = _cancelling(nursery, send)
+            websocket = self._create_websocket_from_scope(quiet)
+            nursery.start_soon(self.handle_messages, nursery, receive)
+            nursery.start_soon(self.handle_websocket, nursery, websocket, quiet)
+
     async def handle_messages(  # type: ignore[override]
         self, nursery: trio.Nursery, receive: Any
     ) -> None:
@@ -134,3 +151,16 @@ class WebsocketConnection(TrioASGIWebsocketConnection):
                 with suppress(trio.BrokenResourceError):  # the handler ignores messages
                     await self.send_channel.send(event["text"] if data is None else data)
         nursery.cancel_scope.cancel(reason="the client has gone")
+
+
+def _cancelling(nursery: trio.Nursery, send: Send) -> Any:
+    """Return `send`, made to cancel the request when there is nobody to send to any more."""
+
+    async def cancelling_send(message: Message) -> None:
+        try:
+            await send(message)
+        except ClientGone:
+            nursery.cancel_scope.cancel(reason="the client has gone")
+            await trio.lowlevel.checkpoint()
+
+    return cancelling_send

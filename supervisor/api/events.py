@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from enum import Enum, auto
 from types import TracebackType
 
+import trio
 from quart.wrappers.response import ResponseBody
 
 from supervisor.api.ports import ApiDeps, EventReader
@@ -19,6 +20,8 @@ from supervisor.model.ids import BuildId
 from supervisor.model.times import rfc3339
 
 HEARTBEAT_SECONDS = 15.0
+LEAVE_SECONDS = 5.0
+"""For giving up a place in the log; it takes no time unless something is broken."""
 
 
 class Pause(Enum):
@@ -64,7 +67,8 @@ class EventStreamBody(ResponseBody):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        await self._stack.__aexit__(exc_type, exc_value, tb)
+        with trio.move_on_after(LEAVE_SECONDS, shield=True):
+            await self._stack.__aexit__(exc_type, exc_value, tb)
 
     def __aiter__(self) -> EventStreamBody:
         return self

@@ -30,6 +30,10 @@ _NO_ROUTE = Problem(404, "not_found", "there is no such route")
 _BAD_TARGET = Problem(400, "invalid_request", "the request's target is not a path")
 
 
+class ClientGone(OSError):
+    """Raised by `send`: there is nobody to send to any more. No error of ours."""
+
+
 class Front:
     """The one ASGI application of a listener. `caller`: who everybody is, if that is known."""
 
@@ -53,6 +57,8 @@ class Front:
             return
         try:
             await app(scope, exchange.receive, exchange.send)
+        except ClientGone:
+            raise
         except Exception as exc:
             problem = problem_of(exc)
             # Too late for an answer, the connection is closed: its client sees a cut, not an end.

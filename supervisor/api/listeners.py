@@ -93,35 +93,52 @@ async def serve_connections(
     on_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve every connection that `listener` accepts, at most `max_connections` at once."""
-    context = WorkerContext(None)
-    stopping = trio.Event()
+    connections = _Connections(front, grace_seconds)
     slots = trio.Semaphore(max_connections)
     async with trio.open_nursery() as nursery:
-        connections = await nursery.start(_keep, context, stopping, grace_seconds)
+        # Not `nursery.start`: cancelled at once, it would wait for a task nobody tells to stop.
+        nursery.start_soon(connections.run)
         try:
+            await connections.wait_open()
             while True:
                 await slots.acquire()
-                stream = await _accept(listener)
-                connections.start_soon(_serve_one, front, context, stream, slots)
+                connections.serve(await _accept(listener), slots)
         finally:
             on_stop()
-            stopping.set()
+            connections.stop()
 
 
-async def _keep(
-    context: WorkerContext,
-    stopping: trio.Event,
-    grace_seconds: float,
-    *,
-    task_status: trio.TaskStatus[trio.Nursery],
-) -> None:
-    """Own the connections. Shielded, for they outlive the cancellation by their grace, not more."""
-    with trio.CancelScope(shield=True) as scope:
-        async with trio.open_nursery() as nursery:
-            task_status.started(nursery)
-            await stopping.wait()  # set in a `finally`, so it will be
-            scope.deadline = trio.current_time() + grace_seconds
-            await context.terminated.set()
+class _Connections:
+    """Owns the connections of one listener, also while they have their grace."""
+
+    def __init__(self, front: Front, grace_seconds: float) -> None:
+        self._front = front
+        self._grace_seconds = grace_seconds
+        self._context = WorkerContext(None)
+        self._open = trio.Event()
+        self._stopping = trio.Event()
+        self._nursery: trio.Nursery
+
+    async def run(self) -> None:
+        """Keep the connections until `stop`, and for the grace at most from then on."""
+        with trio.CancelScope(shield=True) as scope:
+            async with trio.open_nursery() as self._nursery:
+                self._open.set()
+                await self._stopping.wait()  # set in a `finally`, so it will be
+                scope.deadline = trio.current_time() + self._grace_seconds
+                await self._context.terminated.set()
+
+    async def wait_open(self) -> None:
+        """Wait until connections can be served."""
+        await self._open.wait()
+
+    def serve(self, stream: trio.abc.Stream, slots: trio.Semaphore) -> None:
+        """Serve a stream, close it and release its slot."""
+        self._nursery.start_soon(_serve_one, self._front, self._context, stream, slots)
+
+    def stop(self) -> None:
+        """End what is idle, and let the rest have its grace."""
+        self._stopping.set()
 
 
 async def _serve_one(

@@ -224,7 +224,7 @@ _SUCCESS: dict[str, dict[int, tuple[str, Json | None]]] = {
     "health": {200: ("The daemon answers.", _content(_ref("HealthView")))},
     "ready": {200: ("Builds can start.", _content(_ref("HealthView")))},
     "spec_json": {200: ("This description.", _content({"type": "object"}))},
-    "spec_yaml": {200: ("This description.", {"application/yaml": {"schema": {"type": "string"}}})},
+    "spec_yaml": {200: ("This description.", {"application/yaml": {"schema": {"type": "object"}}})},
 }
 _PROBLEMS: dict[str, frozenset[int]] = {
     "submit_build": frozenset({409, 413, 429, 503}),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quart import request
@@ -20,7 +21,10 @@ from supervisor.tokens import Permission
 MAX_BODY_BYTES = 64 << 10
 DEFAULT_LIFETIME_SECONDS = 24 * 3600
 MAX_LIFETIME_SECONDS = 366 * 24 * 3600
-_PERMISSIONS = frozenset(Permission)
+_ALL_OF_IMAGES = frozenset(name for name in Permission if name.startswith("image:"))
+
+
+Allowed = Annotated[Permission, Field(strict=False)] | Literal["image:*"]
 
 
 class TokenRequest(BaseModel):
@@ -30,8 +34,8 @@ class TokenRequest(BaseModel):
 
     subject: str = Field(min_length=1, max_length=256)
     tenant: str | None = Field(None, description="The subject, if absent.")
-    permissions: list[str] | None = Field(
-        None, description="All but build:admin, if absent. `image:*` is allowed.", max_length=32
+    permissions: list[Allowed] | None = Field(
+        None, description="All but build:admin, if absent.", max_length=32, strict=False
     )
     lifetime_seconds: int = Field(DEFAULT_LIFETIME_SECONDS, ge=1, le=MAX_LIFETIME_SECONDS)
 
@@ -58,7 +62,7 @@ class TokenRoutes:
             self._deps.keys.api,
             subject=wanted.subject,
             tenant=tenant,
-            permissions=_parse_permissions(wanted.permissions),
+            permissions=_expand(wanted.permissions),
             now=self._deps.clock(),
             lifetime_seconds=wanted.lifetime_seconds,
         )
@@ -83,17 +87,10 @@ async def _parse() -> TokenRequest:
         raise InvalidRequest("the token cannot be made", details=problems) from exc
 
 
-def _parse_permissions(names: list[str] | None) -> frozenset[Permission] | None:
+def _expand(names: Sequence[Permission | str] | None) -> frozenset[Permission] | None:
+    """Replace `image:*` by what it stands for."""
     if names is None:
         return None
-    allowed: set[Permission] = set()
-    for name in names:
-        if name == "image:*":
-            allowed |= {permission for permission in Permission if permission.startswith("image:")}
-        elif name in _PERMISSIONS:
-            allowed.add(Permission(name))
-        else:
-            raise InvalidRequest(
-                f"there is no such permission; known are image:*, {', '.join(Permission)}"
-            )
-    return frozenset(allowed)
+    return frozenset(name for name in names if isinstance(name, Permission)) | (
+        _ALL_OF_IMAGES if "image:*" in names else frozenset()
+    )

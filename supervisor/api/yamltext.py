@@ -1,4 +1,7 @@
-"""Write JSON values as YAML in block style. Scalars stay JSON, which YAML 1.2 includes."""
+"""Write JSON values as YAML in block style. Scalars stay JSON, which YAML 1.2 includes.
+
+For texts of our own: control characters, which YAML refuses, are not looked for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def _lines(value: Any) -> Iterator[str]:
     match value:
         case dict() if value:
             for key, item in value.items():
-                yield from _headed(f"{json.dumps(key)}:", item)
+                yield from _headed(f"{json.dumps(key, ensure_ascii=False)}:", item)
         case list() if value:
             for item in value:
                 yield from _headed("-", item)

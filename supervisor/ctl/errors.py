@@ -3,7 +3,7 @@
 CtlError
 ├── UsageError            2   the command line or the directory must change
 ├── DaemonUnreachable     3   nobody answers at the socket or URL
-├── ApiError              2   the daemon refused; carries its code, message and details
+├── ApiError            2, 3  the daemon refused (4xx) or could not (5xx); carries its code
 │   └── NotFound              there is no such build, or it is another tenant's
 └── ProtocolError         3   what answers is not this daemon, or not this version of it
 """
@@ -11,7 +11,6 @@ CtlError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 EXIT_OK = 0
 EXIT_BUILD_FAILED = 1
@@ -23,7 +22,7 @@ EXIT_INTERRUPTED = 130
 class CtlError(Exception):
     """Base of the errors that are told in one sentence, without a traceback."""
 
-    exit_code: ClassVar[int] = EXIT_USAGE
+    exit_code: int = EXIT_USAGE
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -63,6 +62,7 @@ class ApiError(CtlError):
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.exit_code = EXIT_UNREACHABLE if status >= 500 else EXIT_USAGE
         self.code = code
         self.details = tuple(details)
         self.retry_after_seconds = retry_after_seconds

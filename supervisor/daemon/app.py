@@ -19,6 +19,7 @@ from supervisor.actors.registry import RegistryActor
 from supervisor.actors.root import RootActor, RootDeps, System, tenant_of_build
 from supervisor.api.front import ASGIApp
 from supervisor.api.listeners import serve_api, serve_registry_to_guest
+from supervisor.api.metrics import serve_metrics
 from supervisor.api.ports import ApiDeps
 from supervisor.config import Keys, Settings, load_keys
 from supervisor.daemon.lock import hold_lock, prepare_directories
@@ -27,6 +28,7 @@ from supervisor.images.lookup import find_builder_image
 from supervisor.registry.app import registry_app
 from supervisor.runtime.clock import wall_clock
 from supervisor.runtime.logs import log
+from supervisor.runtime.metrics import Metrics
 from supervisor.runtime.notify import keep_watchdog_fed, notify
 from supervisor.runtime.threads import Threads
 from supervisor.store.database import Database, open_database
@@ -60,6 +62,7 @@ class _Daemon:
         self._settings = settings
         self._keys = keys
         self._threads = Threads()
+        self._metrics = Metrics()
         self._system: System | None = None
         self._stopped = trio.Event()
 
@@ -109,6 +112,7 @@ class _Daemon:
                 registry_secret=self._keys.registry,
                 serve_registry=partial(serve_registry_to_guest, registry=web),
                 why_not_ready=self._why_not_ready,
+                metrics=self._metrics,
             )
         )
         async with trio.open_nursery() as nursery:
@@ -127,6 +131,8 @@ class _Daemon:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_watchdog_fed)
+            if address := self._settings.metrics_address:
+                await nursery.start(serve_metrics, address, self._metrics.registry)
             addresses = await nursery.start(serve_api, deps, web)
             notify("READY=1")
             log.info("daemon.ready", tcp=addresses.tcp or "none", unix=addresses.unix)

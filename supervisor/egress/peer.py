@@ -60,12 +60,14 @@ def request_head(request: h11.Request, target: HttpTarget) -> h11.Request:
 
 
 def response_head(response: h11.Response) -> h11.Response:
-    """Return the response as the guest gets it. h11 adds what framing its connection needs."""
-    is_chunked = any(name == b"transfer-encoding" for name, _ in response.headers)
-    leave_out = frozenset({b"content-length"}) if is_chunked else frozenset[bytes]()
-    fields = _end_to_end(response, leave_out)
+    """Return the response as the guest gets it.
+
+    h11 adds what framing its connection needs, and drops a length that a chunked response gave too.
+    """
     return h11.Response(
-        status_code=response.status_code, headers=fields, reason=bytes(response.reason)
+        status_code=response.status_code,
+        headers=_end_to_end(response),
+        reason=bytes(response.reason),
     )
 
 
@@ -108,7 +110,9 @@ async def answer(peer: HttpPeer, status: int, sentence: str, *, is_head: bool = 
     await peer.send(h11.EndOfMessage())
 
 
-def _end_to_end(message: h11.Request | h11.Response, leave_out: frozenset[bytes]) -> Fields:
+def _end_to_end(
+    message: h11.Request | h11.Response, leave_out: frozenset[bytes] = frozenset()
+) -> Fields:
     """Return the fields that are meant for the other end, in their own spelling."""
     named = {
         word.strip().lower()

@@ -214,7 +214,7 @@ class Exchange:
         """Say so to a guest that has got nothing yet. Errors just end it."""
         status = 504 if is_timeout else 403 if why == USED_UP else 502
         is_head = self.request.method == b"HEAD"
-        with trio.move_on_after(self.limits.linger_seconds):
+        with trio.move_on_after(self.limits.idle_seconds):
             try:
                 await answer(self.guest, status, why, is_head=is_head)
             except (*_STREAM_ERRORS, h11.LocalProtocolError):

@@ -88,6 +88,7 @@ class Session:
         self._characters = 0
         self._phase = ""
         self._time = 0.0
+        self._is_muted = False
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -97,6 +98,10 @@ class Session:
     def number_of(self, digest: str) -> int | None:
         """Return the number of a step, if it is known."""
         return self._numbers.get(digest)
+
+    def mute(self) -> None:
+        """Drop all further output: there is nowhere to put it."""
+        self._is_muted = True
 
     def receive(self, message: wire.Message | wire.Unknown) -> Iterator[Action]:
         """Yield what to do about `message`. Raises GuestLost if the guest may not say this now."""
@@ -132,7 +137,10 @@ class Session:
             raise GuestLost(f"the guest sent {len(message.data)} bytes of log in one message")
         step = message.step if message.step in self._steps else ""
         self._time = _sane_time(message.time)
-        yield from _outputs(self._lines.feed(step, message.stream, self._time, message.data))
+        for output in _outputs(self._lines.feed(step, message.stream, self._time, message.data)):
+            if self._is_muted:
+                return
+            yield output
 
     def _on_step(self, message: wire.Step) -> Iterator[Action]:
         known = self._steps.get(message.digest)

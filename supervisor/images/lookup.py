@@ -56,7 +56,7 @@ def find_builder_image(images_dir: Path, reference: str) -> BuilderImage:
         raise ConfigError(f"the builder image at {link} cannot be read: {exc.strerror}") from exc
     try:
         return _parse(reference, directory, json.loads(text))
-    except (KeyError, TypeError, ValueError) as exc:
+    except (KeyError, TypeError, ValueError, RecursionError) as exc:
         raise ConfigError(
             f"the manifest of the builder image at {directory} cannot be used: {_say(exc)};"
             " make the image again"

@@ -18,6 +18,9 @@ from supervisor.model.registry import NewManifest, Reference
 MAX_MANIFEST_BYTES = 4 << 20
 """What the specification expects every registry to take, and all that this one takes."""
 
+MAX_MANIFEST_ITEMS = 200_000
+"""Commas and brackets in one: what makes JSON costly to parse, long before its bytes do."""
+
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -80,6 +83,8 @@ def is_index(media_type: str) -> bool:
 
 
 def _parse_object(content: bytes) -> Mapping[str, Any]:
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_MANIFEST_ITEMS:
+        raise ManifestError(f"the manifest has more than {MAX_MANIFEST_ITEMS} items")
     try:
         fields = json.loads(content.decode())
     except (ValueError, RecursionError) as exc:

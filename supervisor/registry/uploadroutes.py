@@ -85,11 +85,15 @@ class UploadRoutes:
                 await finish_upload(self._facts, self._store, call.repository, upload, digest)
             except FileNotFoundError as exc:
                 raise upload_unknown() from exc  # cancelled meanwhile
-            except DigestMismatch as exc:
-                self._uploads.discard(upload.id)
-                await self._facts.end_upload(upload.id)
-                raise _mismatch() from exc
-            self._uploads.release(upload)
+            except DigestMismatch:
+                is_blob = False
+            else:
+                is_blob = True
+                self._uploads.release(upload)
+        if not is_blob:
+            self._uploads.discard(upload.id)
+            await self._facts.end_upload(upload.id)
+            raise _mismatch()
         await _answer_created(call, digest)
 
     async def get(self, call: Call) -> None:

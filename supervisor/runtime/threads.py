@@ -23,6 +23,8 @@ class Threads:
         """Reading and writing files: uploads, logs, scratch disks."""
         self.hashing = trio.CapacityLimiter(4)
         """Hashing and inspecting large files."""
+        self.names = trio.CapacityLimiter(16)
+        """Resolving names for builds, which may hang for as long as a name server likes."""
         self.blobs = trio.CapacityLimiter(16)
         """Moving the registry's bytes: short pieces of many transfers at once."""
         self.sync = trio.CapacityLimiter(8)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from supervisor.config import Accelerator
-from supervisor.errors import ConfigError
+from supervisor.errors import ConfigError, VmBootFailed
 from supervisor.runtime.files import write_atomically_sync
 from supervisor.runtime.logs import log
 from supervisor.vm.platform import EMULATED, KVM, KVM_MICROVM, Platform
@@ -25,7 +25,8 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 MAX_CACHE_BYTES = 1 << 16
 
 Boots = Callable[[Platform], Awaitable[bool]]
-"""Boots a machine of that kind; says whether it came up in time. Leaves nothing behind."""
+"""Boots a machine of that kind; says whether it came up in time. Raises VmBootFailed if the VMM
+cannot even be started. Leaves nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ async def choose_platform(
         results = _Results(cache, key)
         if await results.get(KVM, boots):
             return KVM_MICROVM if await results.get(KVM_MICROVM, boots) else KVM
-        obstacle = "a machine with it did not come up in time"
+        obstacle = "a machine with it did not come up"
     if wanted is Accelerator.KVM:
         raise ConfigError(f"ACCELERATOR=kvm, but KVM cannot be used here: {obstacle}")
     log.bind(why=obstacle).warning("kvm.unusable")
@@ -92,7 +93,12 @@ class _Results:
     async def get(self, platform: Platform, boots: Boots) -> bool:
         name = str(platform)
         if name not in self._known:
-            self._known[name] = await boots(platform)
+            try:
+                self._known[name] = await boots(platform)
+            except VmBootFailed as exc:
+                # Quickly found out, and it may have been a full disk: not remembered.
+                log.bind(platform=name, why=exc.message).warning("platform.refused")
+                return False
             log.bind(platform=name, works=self._known[name]).info("platform.probed")
             self._save()
         return self._known[name]
@@ -104,7 +110,7 @@ class _Results:
             if content["key"] != self._key or not self._key["boot_id"]:
                 return {}
             return {str(k): v for k, v in content["works"].items() if isinstance(v, bool)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def _save(self) -> None:

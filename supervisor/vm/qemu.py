@@ -71,19 +71,24 @@ class QemuHypervisor:
         return await sweep_machines(self._machines)
 
     async def comes_up(self, platform: Platform) -> bool:
-        """Boot a machine of that kind for at most the probe's time; say whether it came up."""
-        came_up = False
+        """Boot a machine of that kind for at most the probe's time; say whether it came up.
+
+        Raises VmBootFailed if the VMM cannot even be started.
+        """
+        came_up, failure = False, None
         run = partial(run_qemu, self._shape(_PROBE_SPEC, platform), self._disk)
         with trio.move_on_after(self._config.probe_timeout):
             async with trio.open_nursery() as nursery:
                 try:
                     machine: QemuMachine = await nursery.start(run)
                 except VmBootFailed as exc:
-                    log.bind(platform=str(platform), why=exc.message).info("platform.refused")
+                    failure = exc  # raised below; from in here it would arrive in a group
                 else:
                     await machine.console.wait_up()
                     came_up = True
                 nursery.cancel_scope.cancel(reason="the probe has its answer")
+        if failure is not None:
+            raise failure
         return came_up
 
     def _shape(self, spec: MachineSpec, platform: Platform) -> Shape:

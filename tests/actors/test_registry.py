@@ -21,12 +21,12 @@ from supervisor.runtime.mailbox import ActorGone
 from supervisor.runtime.supervise import RestartPolicy, supervise
 from supervisor.runtime.threads import Threads
 from supervisor.store import registry as units
-from supervisor.store.database import Database, open_database
+from supervisor.store.database import open_database
 from tests.kit import cancel_at_every_checkpoint
 from tests.registry.client import Client
 from tests.registry.images import digest_of, image, index, write_layout
 from tests.registry.policies import AT_ONCE
-from tests.registry.serve import Served, api_token, open_registry
+from tests.registry.serve import Served, api_token, database_of, open_registry
 
 APP = RepositoryName("acme/app")
 POLICY = RestartPolicy(intensity=3, period_seconds=60, delay_seconds=0)
@@ -165,8 +165,7 @@ async def unlink_by_force(served: Served, digest: Digest) -> None:
             sa.text("DELETE FROM registry_links WHERE digest = :digest"), {"digest": digest}
         )
 
-    database: Database = served.actor._database  # the only way to break what the units keep true
-    await database.run(unit)
+    await database_of(served).run(unit)
 
 
 async def test_an_image_gets_another_name(tmp_path: Path) -> None:

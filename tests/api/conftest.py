@@ -5,15 +5,17 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import trio
+import trio.lowlevel
 
 from supervisor import tokens
 from supervisor.api.app import make_app
@@ -26,6 +28,7 @@ from supervisor.model.build import Status
 from supervisor.model.ids import BuildId, Tenant
 from supervisor.runtime.threads import Threads
 from supervisor.tokens import Permission
+from tests.api.rawclient import RawClient
 from tests.fakes.build_service import FakeBuilds
 
 API_KEY = b"a" * 32
@@ -80,7 +83,7 @@ class Api:
     deps: ApiDeps
     fake: FakeBuilds
 
-    @property
+    @cached_property
     def front(self) -> Front:
 
         app: Any = make_app(self.deps)
@@ -154,6 +157,12 @@ class Server:
         transport = httpx2.AsyncHTTPTransport(uds=str(self.addresses.unix))
         return httpx2.AsyncClient(transport=transport, base_url="http://local", timeout=30)
 
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[RawClient]:
+        """Connect over TCP while the block lasts."""
+        async with await self.connect() as stream:
+            yield RawClient(stream)
+
     async def connect(self) -> trio.SocketStream:
         assert self.addresses.tcp is not None
         return await trio.open_tcp_stream(*self.addresses.tcp)
@@ -172,3 +181,10 @@ async def serving(api: Api, registry: ASGIApp = echo_registry) -> AsyncIterator[
 async def server(api: Api) -> AsyncIterator[Server]:
     async with serving(api) as server:
         yield server
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait for what nothing announces: a file that a thread writes, a task that has ended."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.lowlevel.checkpoint()

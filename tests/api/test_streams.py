@@ -11,7 +11,7 @@ from supervisor.api.events import EventStreamBody
 from supervisor.model.build import Status
 from supervisor.model.events import START
 from supervisor.model.ids import BuildId
-from tests.api.conftest import Api, Server, bearer, serving
+from tests.api.conftest import Api, Server, bearer, eventually, serving
 from tests.api.rawclient import Event, following, parse_events
 
 
@@ -166,9 +166,7 @@ async def test_a_follower_that_leaves_is_forgotten(api: Api, server: Server) -> 
     async with following(await server.connect(), f"/builds/{build_id}/logs", bearer()) as follower:
         assert await follower.next_event()
         assert api.fake.open_readers == 1
-    with trio.fail_after(5):
-        while api.fake.open_readers:
-            await trio.lowlevel.checkpoint()
+    await eventually(lambda: not api.fake.open_readers)
 
 
 async def test_a_follower_that_never_reads_costs_nobody_anything(api: Api, server: Server) -> None:

@@ -50,18 +50,7 @@ def obey(connection: socket.socket) -> None:
             os._exit(0)
         case ["panic"]:
             Path("/proc/sysrq-trigger").write_text("c")
-        case ["freeze"]:
-            # The highest priority there is, on every processor: nothing else runs any more.
-            for processor in range(os.cpu_count() or 1):
-                threading.Thread(target=spin, args=(processor,)).start()
     connection.close()
-
-
-def spin(processor: int) -> None:
-    os.sched_setaffinity(0, {processor})
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
-    while True:
-        pass
 
 
 def echo(connection: socket.socket) -> None:

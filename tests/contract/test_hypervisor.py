@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from supervisor.errors import GuestLost, VmBootFailed
 from supervisor.runtime.process import Process, run_daemon
 from supervisor.vm.machine import GuestUnreachable, Machine, MachineSpec, wait_connect
 from supervisor.vm.qemu_machine import QemuMachine
+from supervisor.vm.vsock import MAX_UNANSWERED
 from tests.contract.guest import COMMAND_PORT, ECHO_PORT
 from tests.contract.harness import (
     FakeHarness,
@@ -34,12 +37,13 @@ from tests.processes import find_processes, is_alive, wait_dead
 UNUSED_PORT = 5999
 
 
-async def command(machine: Machine, line: str) -> trio.abc.Stream:
-    """Give the guest a command; the stream is its answer."""
-    stream = await wait_connect(machine, COMMAND_PORT)
-    await receive_frame(stream)
-    await stream.send_all(line.encode() + b"\n")
-    return stream
+@asynccontextmanager
+async def commanding(machine: Machine, line: str) -> AsyncIterator[trio.abc.Stream]:
+    """Give the guest a command; the stream is its answer, until the block ends."""
+    async with await wait_connect(machine, COMMAND_PORT) as stream:
+        await receive_frame(stream)
+        await stream.send_all(line.encode() + b"\n")
+        yield stream
 
 
 async def test_a_machine_says_who_it_is_and_leaves_nothing(harness: Harness) -> None:
@@ -126,8 +130,11 @@ async def _send_in_pieces(stream: trio.abc.Stream, data: bytes) -> None:
 
 async def test_the_guest_reaches_a_port_that_the_host_listens_on(harness: Harness) -> None:
     spec = new_spec()
-    async with running(harness.hypervisor, spec) as machine, machine.listen(5003) as listener:
-        answer = await command(machine, "connect 5003")
+    async with (
+        running(harness.hypervisor, spec) as machine,
+        machine.listen(5003) as listener,
+        commanding(machine, "connect 5003") as answer,
+    ):
         async with await listener.accept() as stream:
             assert await receive_exactly(stream, len(spec.id) + 5) == b"from " + spec.id.encode()
             await stream.send_all(b"welcome")
@@ -150,8 +157,11 @@ async def test_a_listener_ends_with_its_block(harness: Harness) -> None:
 async def test_what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close(
     harness: Harness,
 ) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine, machine.listen(5003) as listener:
-        answer = await command(machine, "connect 5003")
+    async with (
+        running(harness.hypervisor, new_spec()) as machine,
+        machine.listen(5003) as listener,
+        commanding(machine, "connect 5003") as answer,
+    ):
         stream = await listener.accept()
         await receive_exactly(stream, 1)
         await stream.send_all(b"ok")
@@ -167,8 +177,7 @@ async def test_two_machines_are_separate(harness: Harness) -> None:
             async with await wait_connect(machine, COMMAND_PORT) as stream:
                 assert await receive_frame(stream) == machine.id.encode()
         async with first.listen(5003) as mine, second.listen(5003) as other:
-            await command(second, "connect 5003")
-            async with await other.accept() as stream:
+            async with commanding(second, "connect 5003"), await other.accept() as stream:
                 assert await receive_exactly(stream, 5 + len(two.id)) == b"from " + two.id.encode()
             with trio.move_on_after(0.1) as scope:
                 await mine.accept()
@@ -179,8 +188,8 @@ async def test_two_machines_are_separate(harness: Harness) -> None:
 async def test_a_guest_that_powers_off_ends_its_machine(harness: Harness) -> None:
     async with trio.open_nursery() as nursery:
         machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
-        await command(machine, "power-off")
-        end = await machine.wait_exit()
+        async with commanding(machine, "power-off"):
+            end = await machine.wait_exit()
     # The nursery is not cancelled: `run_machine` returned by itself.
     assert end.description == "the guest powered off"
     assert "the guest says goodbye" in end.evidence
@@ -190,8 +199,8 @@ async def test_a_guest_that_powers_off_ends_its_machine(harness: Harness) -> Non
 async def test_a_panic_ends_the_machine(harness: Harness) -> None:
     async with trio.open_nursery() as nursery:
         machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
-        await command(machine, "panic")
-        end = await machine.wait_exit()
+        async with commanding(machine, "panic"):
+            end = await machine.wait_exit()
     assert end.description == "the guest's kernel panicked, or the guest restarted"
     assert harness.leftovers() == []
 
@@ -199,10 +208,10 @@ async def test_a_panic_ends_the_machine(harness: Harness) -> None:
 async def test_a_killed_vmm_is_noticed_and_explained(harness: Harness) -> None:
     async with trio.open_nursery() as nursery:
         machine: Machine = await nursery.start(harness.hypervisor.run_machine, new_spec())
-        stream = await wait_connect(machine, COMMAND_PORT)
-        await receive_frame(stream)
-        harness.kill(machine)
-        end = await machine.wait_exit()
+        async with await wait_connect(machine, COMMAND_PORT) as stream:
+            await receive_frame(stream)
+            harness.kill(machine)
+            end = await machine.wait_exit()
     assert end.description == "the VMM ended: killed by SIGKILL"
     assert end.evidence != ""
     with pytest.raises((GuestLost, GuestUnreachable)):
@@ -234,9 +243,12 @@ async def test_cancel_anywhere_before_the_machine_is_up_leaves_nothing(harness: 
 
 
 async def test_cancel_while_the_guest_is_busy_leaves_nothing(harness: Harness) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine, machine.listen(5003) as listener:
-        await command(machine, "connect 5003")
-        stream = await listener.accept()
+    async with (
+        running(harness.hypervisor, new_spec()) as machine,
+        machine.listen(5003) as listener,
+        commanding(machine, "connect 5003"),
+        await listener.accept() as stream,
+    ):
         await receive_exactly(stream, 5)
     assert harness.leftovers() == []
 
@@ -307,17 +319,16 @@ async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness, 
 @pytest.mark.parametrize("harness", ["qemu"], indirect=True)
 async def test_a_guest_that_hangs_is_left_alone_and_ended(harness: RealHarness) -> None:
     async with running(harness.hypervisor, new_spec()) as machine:
-        await command(machine, "freeze")
+        assert isinstance(machine, QemuMachine)
+        await (await wait_connect(machine, ECHO_PORT)).aclose()
+        os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+        for _ in range(MAX_UNANSWERED):
+            with trio.move_on_after(0.01) as scope:
+                await machine.connect(ECHO_PORT)
+            assert scope.cancelled_caught
         with pytest.raises(GuestUnreachable, match="connections unanswered"):
-            await connect_until_refused(machine)
+            await machine.connect(ECHO_PORT)
     assert harness.leftovers() == []
-
-
-async def connect_until_refused(machine: Machine) -> None:
-    """Give up on every connection soon; those still answered are from before the guest obeyed."""
-    while True:
-        with trio.move_on_after(0.2):
-            await trio.aclose_forcefully(await machine.connect(ECHO_PORT))
 
 
 @pytest.mark.e2e

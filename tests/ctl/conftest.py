@@ -30,6 +30,7 @@ DIGEST = f"sha256:{'d' * 64}"
 
 
 async def no_registry(scope: Any, receive: Any, send: Any) -> None:
+    await trio.lowlevel.checkpoint()
     raise AssertionError("nothing here asks the registry")
 
 

@@ -57,7 +57,7 @@ async def test_a_failed_build_exits_1_and_tells_why(daemon: Daemon, context_dir:
     result = await build(daemon, str(context_dir), status=Status.FAILED)
     assert result.code == 1
     assert result.out == ""
-    assert "failed: build_failed\n  RUN make: exit code 2\n  last line\n" in result.err
+    assert "has failed: build_failed\n  RUN make: exit code 2\n  last line\n" in result.err
 
 
 async def test_json_is_the_build_as_the_api_shows_it(daemon: Daemon, context_dir: Path) -> None:

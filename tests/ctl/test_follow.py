@@ -75,7 +75,7 @@ async def listening(server: Server) -> AsyncIterator[None]:
     sock.listen()
     listener = trio.SocketListener(sock)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, server.handle, [listener])
+        await nursery.start(trio.serve_listeners, server.handle, [listener])
         yield
         nursery.cancel_scope.cancel(reason="the test is over")
 

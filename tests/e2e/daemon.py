@@ -68,7 +68,8 @@ class Daemon:
             "JWT_SECRET": self.jwt_secret,
             "IMAGES_DIR": str(IMAGES_DIR),
             "SEED_IMAGES_DIR": str(BASES_DIR),
-            "METRICS_ADDRESS": "",
+            "METRICS_ADDRESS": "none",
+            "BUILD_SECRETS_DIR": str(self.root / "secrets"),
             **self.settings,
         }
 
@@ -86,8 +87,8 @@ class Daemon:
             )
         deadline = time.monotonic() + START_SECONDS
         while True:
-            with contextlib.suppress(httpx2.TransportError):
-                if self.client().get("/ready").status_code == 200:
+            with contextlib.suppress(httpx2.TransportError), self.client() as client:
+                if client.get("/ready").status_code == 200:
                     return
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the daemon did not start:\n{self.log_tail()}")
@@ -117,16 +118,19 @@ class Daemon:
 
     def token(self, tenant: str = "acme", **claims: Any) -> str:
         """A token for everything but administration."""
-        return jwt.encode(
-            {"sub": tenant, "exp": time.time() + 7200, **claims}, self.jwt_secret, "HS256"
-        )
+        claims = {"sub": tenant, "exp": int(time.time()) + 7200, **claims}
+        return jwt.encode(claims, self.jwt_secret, "HS256")
 
     def client(self, tenant: str = "acme", **claims: Any) -> httpx2.Client:
+        """A client of one tenant, or (permissions=["build:admin"]) of the administrator."""
         return httpx2.Client(
             base_url=f"http://127.0.0.1:{self.port}",
             headers={"Authorization": f"Bearer {self.token(tenant, **claims)}"},
             timeout=60,
         )
+
+    def _admin(self) -> httpx2.Client:
+        return self.client(permissions=["build:admin"])
 
     def submit(self, context: bytes | Path | Mapping[str, str], **fields: Any) -> dict[str, Any]:
         """Submit a build that must be accepted; return it."""
@@ -147,7 +151,7 @@ class Daemon:
             return client.post("/builds", data=data, files=files)
 
     def get(self, build_id: str) -> dict[str, Any]:
-        with self.client() as client:
+        with self._admin() as client:
             answer = client.get(f"/builds/{build_id}")
         assert answer.status_code == 200, answer.text
         build: dict[str, Any] = answer.json()
@@ -173,7 +177,7 @@ class Daemon:
     def follow(self, build_id: str) -> Iterator[dict[str, Any]]:
         """Yield the events of a build as they come."""
         with (
-            self.client() as client,
+            self._admin() as client,
             client.stream("GET", f"/builds/{build_id}/logs", timeout=BUILD_SECONDS) as answer,
         ):
             assert answer.status_code == 200, answer.read()
@@ -182,7 +186,7 @@ class Daemon:
                     yield json.loads(line.removeprefix("data:"))
 
     def log(self, build_id: str) -> str:
-        with self.client() as client:
+        with self._admin() as client:
             answer = client.get(f"/builds/{build_id}/logs", headers={"Accept": "text/plain"})
         assert answer.status_code == 200, answer.text
         return answer.text

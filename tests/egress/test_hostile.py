@@ -109,6 +109,22 @@ async def test_a_repeated_equal_length_is_sent_once() -> None:
         assert server.heads[0].count(b"Content-Length") == 1
 
 
+@pytest.mark.parametrize("options", ["content-length", "Host, transfer-encoding, content-length"])
+async def test_a_length_cannot_be_taken_away_by_naming_it_in_connection(options: str) -> None:
+    server = HttpServer()
+    async with open_proxy(world_of(server)) as proxy:
+        smuggled = get_request("http://example.org/smuggled")
+        stream = await proxy.tell(
+            b"POST http://example.org/ HTTP/1.1\r\nHost: x\r\nConnection: %s\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (options.encode(), len(smuggled), smuggled)
+        )
+        await read_until(stream, b"hi")
+        assert server.bodies == [smuggled]
+        assert b"Host: example.org\r\n" in server.heads[0]
+        await proxy.wait_decisions(1)
+        assert len(server.heads) == 1
+
+
 async def test_folded_and_bare_line_ends_are_made_plain() -> None:
     server = HttpServer()
     async with open_proxy(world_of(server)) as proxy:

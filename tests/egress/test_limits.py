@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -136,6 +137,25 @@ async def test_connections_beyond_the_waiting_room_are_closed() -> None:
         assert await read_all(proxy.connect()) == b""
         assert [stream.is_closed for stream in proxy.port.accepted].count(True) == 1
         await waiting[0].aclose()
+
+
+async def test_a_host_out_of_descriptors_goes_on_when_it_has_some_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_proxy(world_of(echo)) as proxy:
+        accept = proxy.port.accept
+        failures = [OSError(errno.EMFILE, "Too many open files")] * 3
+
+        async def fail_first() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            if failures:
+                raise failures.pop()
+            return await accept()
+
+        proxy.port.accept = fail_first  # type: ignore[method-assign]  # a host that is full
+        await proxy.tunnel()  # the first one, which the accept under way takes
+        await proxy.tunnel()
+        assert failures == []
 
 
 async def test_requests_over_the_limit_are_denied_and_reported_no_more() -> None:
@@ -324,11 +344,74 @@ async def test_what_is_left_of_a_tunnel_gets_a_moment_when_one_side_has_ended(
         assert await read_all(stream) == b"bye"
         assert trio.current_time() == pytest.approx(started + LIMITS.linger_seconds)
     async with open_proxy(world_of(listen)) as proxy:
+        started = trio.current_time()
         stream = await proxy.tunnel()
         await stream.send_all(b"last words")
         await stream.aclose()
         await heard.wait()
-        assert (await proxy.decision()).bytes_sent == len(b"last words")
+        [decision] = await proxy.wait_decisions(1)
+        assert decision.bytes_sent == len(b"last words")
+        assert trio.current_time() == started  # the server was told, and did not have to be awaited
+
+
+async def test_a_tunnel_to_a_server_that_has_gone_ends_with_the_next_byte(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def go(stream: trio.abc.Stream) -> None:
+        await stream.aclose()
+
+    async with open_proxy(world_of(go)) as proxy:
+        started = trio.current_time()
+        stream = await proxy.tunnel()
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"anybody?")
+        assert await read_all(stream) == b""
+        assert trio.current_time() == started
+        assert (await proxy.decision()).reason == "the server broke off"
+
+
+async def test_a_guest_that_takes_no_more_bytes_ends_its_tunnel_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_proxy(world_of(flood)) as proxy:
+        started = trio.current_time()
+        stream = await proxy.tunnel()
+        assert isinstance(stream, trio.StapledStream)
+        await stream.receive_stream.aclose()
+        [decision] = await proxy.wait_decisions(1)
+        assert decision.reason == GUEST_BROKE_OFF
+        assert trio.current_time() == started
+
+
+async def test_a_guest_that_is_slow_to_read_late_bytes_gets_the_whole_limit_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def late(stream: trio.abc.Stream) -> None:
+        await trio.sleep(LIMITS.idle_seconds - 1)
+        await stream.send_all(b"late")
+        await trio.sleep_forever()
+
+    make_pair = trio.testing.lockstep_stream_pair
+    async with open_proxy(world_of(late), make_pair=make_pair) as proxy:
+        stream = await proxy.tunnel()
+        await trio.sleep(LIMITS.idle_seconds + 10)
+        assert proxy.decisions == []
+        assert await read_until(stream, b"late") == b"late"
+
+
+async def test_a_guest_may_finish_sending_what_is_refused_so_that_it_sees_the_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_proxy() as proxy:
+        stream = await proxy.tell(
+            b"POST http://10.0.0.1/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        )
+        await read_until(stream, b"NETWORKS.\n")
+        await trio.testing.wait_all_tasks_blocked()
+        started = trio.current_time()
+        await stream.send_all(b"body")  # breaks if the proxy has closed already
+        assert await read_all(stream) == b""
+        assert trio.current_time() == pytest.approx(started + LIMITS.linger_seconds)
 
 
 async def test_a_flood_does_not_outlast_the_end_of_the_other_side(

@@ -367,8 +367,13 @@ async def test_head_is_forwarded_with_the_length_and_without_a_body() -> None:
 
 
 async def test_expect_continue_is_the_servers_to_answer() -> None:
+    hinted, may_continue = trio.Event(), trio.Event()
+
     async def server(stream: trio.abc.Stream) -> None:
         assert b"Expect: 100-continue" in await read_until(stream, b"\r\n\r\n")
+        await stream.send_all(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+        hinted.set()
+        await may_continue.wait()
         await stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert await read_until(stream, b"body") == b"body"
         await stream.send_all(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
@@ -379,7 +384,18 @@ async def test_expect_continue_is_the_servers_to_answer() -> None:
             b"PUT http://example.org/ HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
             b"Content-Length: 4\r\n\r\n"
         )
-        assert await read_until(stream, b"\r\n\r\n") == b"HTTP/1.1 100 \r\n\r\n"
+        interim: list[bytes] = []
+
+        async def wait_for_permission() -> None:
+            interim.append(await read_until(stream, b"\r\n\r\n"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_permission)
+            await hinted.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert interim == []  # a hint is no permission
+            may_continue.set()
+        assert interim == [b"HTTP/1.1 100 \r\n\r\n"]
         await stream.send_all(b"body")
         assert (await read_until(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 201")
 

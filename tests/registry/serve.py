@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve
 
 from supervisor.actors.registry import RegistryActor
 from supervisor.actors.registry_handle import CollectionPolicy, RegistryHandle
+from supervisor.api.listeners import serve_registry_to_guest
 from supervisor.config import Keys
 from supervisor.model.ids import BuildId, Tenant
 from supervisor.registry.access import TenantOfBuild
@@ -23,7 +21,7 @@ from supervisor.registry.authentication import CALLER_STATE
 from supervisor.registry.http import AsgiApp, Receive, Scope, Send
 from supervisor.runtime.clock import Clock, wall_clock
 from supervisor.runtime.threads import Threads
-from supervisor.store.database import open_database
+from supervisor.store.database import Database, open_database
 from supervisor.tokens import Caller, Permission, mint_api_token
 
 KEYS = Keys(api=b"a" * 32, registry=b"r" * 32)
@@ -75,6 +73,11 @@ def admin_token() -> str:
     return api_token(Tenant("operator"), frozenset(Permission))
 
 
+def database_of(served: Served) -> Database:
+    """Return the registry's database, for looking at what no client sees, and for breaking it."""
+    return served.actor._database
+
+
 @asynccontextmanager
 async def open_registry(
     directory: Path,
@@ -114,33 +117,14 @@ async def open_registry(
 
 @asynccontextmanager
 async def serve_registry(directory: Path, **options: Any) -> AsyncIterator[Served]:
-    """Run the registry and serve it on a free port of loopback."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    host, port = listener.getsockname()
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # the server closes it
-    config.accesslog = None
-    config.errorlog = None
-    config.graceful_timeout = 1.0
-    stop = trio.Event()
+    """Run the registry and serve it on a free port of loopback, as the daemon does for guests."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    host, port = listener.socket.getsockname()[:2]
     async with open_registry(directory, **options) as served, trio.open_nursery() as nursery:
-        await nursery.start(_serve, served.app, config, stop)
-        try:
-            yield Served(f"{host}:{port}", served.app, served.actor, served.handle, served.root)
-        finally:
-            stop.set()
-
-
-async def _serve(
-    app: AsgiApp, config: Config, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
-) -> None:
-    await serve(
-        app,  # type: ignore[arg-type]
-        config,
-        shutdown_trigger=stop.wait,
-        task_status=task_status,
-        mode="asgi",
-    )
+        nursery.start_soon(serve_registry_to_guest, listener, served.app)
+        yield Served(f"{host}:{port}", served.app, served.actor, served.handle, served.root)
+        nursery.cancel_scope.cancel(reason="the test is over")
+    await listener.aclose()
 
 
 def _as(app: AsgiApp, caller: Caller) -> AsgiApp:

@@ -11,7 +11,6 @@ The children are forked from this process, which has imported everything and run
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -24,16 +23,14 @@ from typing import Any
 import sqlalchemy as sa
 import trio
 
-from supervisor.model.oci import Digest, RepositoryName, encoded_part
-from supervisor.registry.blobs import BlobStore
-from supervisor.store import registry as units
+from supervisor.model.oci import Digest, RepositoryName
 from supervisor.store import registry_upkeep as upkeep
-from supervisor.store.database import Database, open_database
+from supervisor.store.database import Database
 from supervisor.store.registry_tables import blobs
 from tests.registry.client import Client
-from tests.registry.images import image
+from tests.registry.images import digest_of, image
 from tests.registry.policies import AT_ONCE
-from tests.registry.serve import Served, api_token, open_registry
+from tests.registry.serve import Served, api_token, database_of, open_registry
 
 REPOSITORY = RepositoryName("acme/app")
 FIRST = image({"a": b"1" * 300_000}, {"shared": b"s" * 200_000})
@@ -44,10 +41,12 @@ MOST_ROUNDS = 400
 
 def main() -> None:
     """Run the rounds."""
-    directory = Path(sys.argv[1])
+    fresh, data = Path(sys.argv[1]) / "fresh", Path(sys.argv[1]) / "data"
+    # Making the database and the directories is not the subject.
+    assert _in_child(partial(trio.run, _prepare, fresh)) == 0
     for number in range(1, MOST_ROUNDS):
-        data = directory / "data"
         shutil.rmtree(data, ignore_errors=True)
+        shutil.copytree(fresh, data)
         status = _in_child(partial(_live_until, number, data))
         if not os.WIFSIGNALED(status) and os.waitstatus_to_exitcode(status) != 0:
             sys.exit(f"round {number}: the script failed")
@@ -77,7 +76,6 @@ def _in_child(run: Callable[[], object]) -> int:
 
 
 def _live_until(number: int, data: Path) -> None:
-    trio.run(_prepare, data)  # making the database and the directories is not the subject
     count = 0
 
     def step() -> None:
@@ -128,8 +126,7 @@ async def _push_slowly(client: Client) -> None:
         location = await client.begin(REPOSITORY)
         half = len(content) // 2
         await client("PATCH", location, content[:half])
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        answer = await client("PUT", f"{location}?digest={digest}", content[half:])
+        answer = await client("PUT", f"{location}?digest={digest_of(content)}", content[half:])
         assert answer.status == 201
     assert (await client.push_manifest(REPOSITORY, FIRST, "latest")).status == 201
 
@@ -138,74 +135,65 @@ async def _push_slowly(client: Client) -> None:
 
 
 async def _check(data: Path) -> None:
-    await _check_tags(data)
     async with open_registry(data, policy=AT_ONCE) as served:
         client = Client(served.app, api_token())
-        await _check_contents(data, served.actor.store)
-        await _resume_uploads(data, client)
+        await _check_tags(served, client)
+        await _check_contents(served)
+        await _resume_uploads(served, client)
         await served.handle.collect()
-        await _check_tags(data)
-        await _check_no_garbage(data, served)
+        await _check_tags(served, client)
+        await _check_no_garbage(served)
         await client.push(REPOSITORY, FIRST, "latest")
         assert await served.handle.holds_image(REPOSITORY, FIRST.digest)
 
 
-async def _check_tags(data: Path) -> None:
+async def _check_tags(served: Served, client: Client) -> None:
     """No tag points at missing content."""
-    async with open_database(data / "hypeman.db") as database:
-        page = await database.run(units.list_tags, REPOSITORY, 100, "")
-        for tag in page.items if page else ():
-            found = await database.run(units.find_tagged, REPOSITORY, tag)
-            assert found is not None
-            assert await database.run(units.holds_image, REPOSITORY, found.digest)
-            for item in (FIRST, SECOND):
-                if item.digest == found.digest:
-                    for content in (item.manifest, *item.blobs):
-                        name = hashlib.sha256(content).hexdigest()
-                        assert (data / "registry/blobs/sha256" / name).read_bytes() == content
+    page = await served.handle.list_tags(REPOSITORY, 100, "")
+    for tag in page.items if page else ():
+        found = await served.handle.find_tagged(REPOSITORY, tag)
+        assert found is not None
+        assert await served.handle.holds_image(REPOSITORY, found.digest)
+        (item,) = [item for item in (FIRST, SECOND) if item.digest == found.digest]
+        for content in item.blobs:
+            answer = await client("GET", f"/v2/{REPOSITORY}/blobs/{digest_of(content)}")
+            assert answer.body == content
+        answer = await client("GET", f"/v2/{REPOSITORY}/manifests/{tag}")
+        assert answer.body == item.manifest
 
 
-async def _check_contents(data: Path, store: BlobStore) -> None:
+async def _check_contents(served: Served) -> None:
     """No file under a digest has other content, or half of it; no row is without its file."""
-    stored = await store.stored()
-    async with open_database(data / "hypeman.db") as database:
-        assert await database.run(_all_blobs) <= set(stored)
+    stored = await served.actor.store.stored()
+    assert await database_of(served).run(_all_blobs) <= set(stored)
     for digest in stored:
-        content = store.path(digest).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == encoded_part(digest)
+        assert digest_of(served.actor.store.path(digest).read_bytes()) == digest
 
 
 def _all_blobs(connection: sa.Connection) -> set[Digest]:
     return {Digest(item) for item in connection.scalars(sa.select(blobs.c.digest))}
 
 
-async def _resume_uploads(data: Path, client: Client) -> None:
+async def _resume_uploads(served: Served, client: Client) -> None:
     """An upload in progress goes on where it stood."""
-    async with open_database(data / "hypeman.db") as database:
-        # What is in the staging directory and known is an upload of the script.
-        names = [entry.name for entry in (data / "registry/uploads").iterdir()]
-        for upload in await database.run(upkeep.known_uploads, names):  # type: ignore[arg-type]
-            location = f"/v2/{REPOSITORY}/blobs/uploads/{upload}"
-            size = (data / "registry/uploads" / upload).stat().st_size
-            content = next(
-                whole
-                for whole in (PARTIAL, *FIRST.blobs)
-                if (data / "registry/uploads" / upload).read_bytes() == whole[:size]
-            )
-            answer = await client("GET", location)
-            assert answer.headers["range"] == f"0-{max(0, size - 1)}"
-            digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-            answer = await client("PUT", f"{location}?digest={digest}", content[size:])
-            assert answer.status == 201
+    names = await served.actor.uploads.last_used()
+    for upload in await database_of(served).run(upkeep.known_uploads, names):
+        location = f"/v2/{REPOSITORY}/blobs/uploads/{upload}"
+        received = (served.root / "uploads" / upload).read_bytes()
+        (content,) = [item for item in (PARTIAL, *FIRST.blobs) if item.startswith(received)]
+        answer = await client("GET", location)
+        assert answer.headers["range"] == f"0-{max(0, len(received) - 1)}"
+        rest = content[len(received) :]
+        answer = await client("PUT", f"{location}?digest={digest_of(content)}", rest)
+        assert answer.status == 201
 
 
-async def _check_no_garbage(data: Path, served: Served) -> None:
+async def _check_no_garbage(served: Served) -> None:
     """After a collection every file has an owner."""
     stored = set(await served.actor.store.stored())
-    async with open_database(data / "hypeman.db") as database:
-        assert await database.run(upkeep.known_blobs, stored) == stored
-        assert await database.run(upkeep.find_unused_blobs, "", 10) == []
-    assert list((data / "registry/uploads").iterdir()) == []
+    assert await database_of(served).run(upkeep.known_blobs, stored) == stored
+    assert await database_of(served).run(upkeep.find_unused_blobs, "", 10) == []
+    assert list((served.root / "uploads").iterdir()) == []
 
 
 if __name__ == "__main__":

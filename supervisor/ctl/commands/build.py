@@ -36,15 +36,18 @@ _MAX_NAMED = 5
 def build(
     context: typer.Context,
     path: Annotated[
-        str, typer.Argument(metavar="[PATH|ARCHIVE|-]", help="What to build; - is standard input.")
+        str, typer.Argument(metavar="PATH|ARCHIVE|-", help="What to build; - is standard input.")
     ] = ".",
     file: Annotated[
         str | None,
         typer.Option(
-            "--file", "-f", help="The Dockerfile, if it is not PATH/Dockerfile; - is stdin."
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="The Dockerfile, if it is not PATH/Dockerfile; - is stdin.",
         ),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The stage to build.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="STAGE", help="The stage to build.")] = None,
     build_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,7 +66,9 @@ def build(
         typer.Option("--label", "-l", metavar="KEY=VALUE", help="Something to find the build by."),
     ] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew.")] = False,
-    cache_scope: Annotated[str | None, typer.Option(help="Name of your build cache.")] = None,
+    cache_scope: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of your build cache.")
+    ] = None,
     timeout: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long it may take: 600, 10m, 2h.")
     ] = None,
@@ -129,7 +134,7 @@ def build(
             info = await client.get_build(info.id)
             code = watched.exit_code
             if shown is not Progress.QUIET:
-                write_ending(session.out, info, watched)
+                write_ending(session.out, info)
         if as_json:
             session.out.json(info.raw)
         elif template is not None:
@@ -206,7 +211,8 @@ class UploadMeter:
 
     def finish(self, packed: Packed, info: BuildInfo) -> None:
         """Tell what was sent and what it has become."""
-        files = f"{self._survey.files} files, " if self._survey is not None else ""
+        count = self._survey.files if self._survey is not None else None
+        files = "" if count is None else "1 file, " if count == 1 else f"{count} files, "
         size = f"{format_bytes(packed.read_bytes)}, {format_bytes(packed.sent_bytes)} compressed"
         clear = "\r\x1b[K" if self._out.has_terminal else ""
         self._out.note(f"{clear}sent {files}{size}; build {info.id} is {info.status}")

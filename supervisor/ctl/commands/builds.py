@@ -15,7 +15,7 @@ from supervisor.ctl.model import BuildInfo, StepInfo
 from supervisor.ctl.output import Output
 from supervisor.ctl.session import Session, session_of
 from supervisor.ctl.terminal import clean_line, format_seconds, parse_time
-from supervisor.ctl.watch import Progress, Watched, open_view, watch
+from supervisor.ctl.watch import Progress, open_view, watch
 from supervisor.model.build import Phase, Status
 from supervisor.runtime.clock import wall_clock
 
@@ -28,7 +28,8 @@ def list_builds(
         Status | None, typer.Option("--status", "-s", help="Only builds with this status.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", help="Only builds with this KEY=VALUE.")
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="Only builds with this label."),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 50,
     as_json: AsJson = False,
@@ -77,7 +78,8 @@ def steps(
             for _, raw in found:
                 session.out.formatted(template, raw)
         else:
-            rows = [[*_describe_step(step), step.name] for step, _ in found]
+            begun = sorted((step for step, _ in found), key=lambda step: step.started_at or "~")
+            rows = [[*_describe_step(step), step.name] for step in begun]
             session.out.table(["STATE", "TIME", "STEP"], rows)
 
     session_of(context).run(command)
@@ -140,7 +142,7 @@ def attach(
     async def command(session: Session, client: Client) -> int:
         build_id = await client.resolve(build)
         watched = await watch(session, client, build_id, open_view(session, progress))
-        write_ending(session.out, await client.get_build(build_id), watched)
+        write_ending(session.out, await client.get_build(build_id))
         return watched.exit_code
 
     session_of(context).run(command)
@@ -182,16 +184,19 @@ def write_build(out: Output, info: BuildInfo) -> None:
             out.line(f"  {clean_line(line, colours=False)}")
 
 
-def write_ending(out: Output, info: BuildInfo, watched: Watched) -> None:
+def write_ending(out: Output, info: BuildInfo) -> None:
     """Tell in a few words what came of a build that was followed."""
     if not info.is_final:
         out.note(f"build {info.id} goes on; follow it again with: hypeman-ctl attach {info.id}")
     elif info.is_ready:
         out.note(f"build {info.id} is ready after {_milliseconds(info.duration_ms)}")
     else:
-        out.note(f"build {info.id} {info.status}: {info.error_code or 'no reason was given'}")
-        if watched.last is None or watched.last.status != Status.CANCELLED:
-            for line in (info.error or "").splitlines():
+        why = f": {info.error_code}" if info.error_code not in (None, info.status) else ""
+        out.note(
+            f"build {info.id} {'has ' if info.status == Status.FAILED else 'is '}{info.status}{why}"
+        )
+        for line in (info.error or "").splitlines():
+            if line != info.error_code:
                 out.note(f"  {clean_line(line, colours=False)}")
 
 

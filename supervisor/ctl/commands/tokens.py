@@ -31,11 +31,18 @@ _TIMES = ("iat", "nbf", "exp")
 )
 def create(
     context: typer.Context,
-    subject: Annotated[str, typer.Option(help="Whom the token speaks for.")] = "cli",
-    tenant: Annotated[str | None, typer.Option(help="Whose builds; SUBJECT if absent.")] = None,
+    subject: Annotated[
+        str, typer.Option(metavar="NAME", help="Whom the token speaks for.")
+    ] = "cli",
+    tenant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose builds; SUBJECT if absent.")
+    ] = None,
     permission: Annotated[
         list[str] | None,
-        typer.Option(help="build:read, build:write, image:*, …; all but build:admin if absent."),
+        typer.Option(
+            metavar="NAME",
+            help="build:read, build:write, image:*, …; all but build:admin if absent.",
+        ),
     ] = None,
     lifetime: Annotated[
         str, typer.Option(metavar="DURATION", help="How long it is valid: 90s, 15m, 12h, 30d.")

@@ -14,6 +14,7 @@ import pytest
 from agent import paths, wire
 from agent.build import is_clock_wrong, read_image_digest_sync, run_build, settle_sync
 from agent.buildkit import Daemon
+from agent.rootless import REGISTRY
 from tests.unit.agent.test_control import CONFIG
 
 DIGEST = "sha256:" + "a" * 64
@@ -102,7 +103,7 @@ async def test_a_configuration_that_cannot_be_built_is_refused_before_anything(
     async def send(messages: object) -> None:
         raise AssertionError("nothing is said")
 
-    config = replace(CONFIG, repository="Builds/x,push=false")
+    config = replace(CONFIG, registry=REGISTRY, repository="Builds/x,push=false")
     result = await run_build(config, send, daemon=Daemon(), connect=connect)  # type: ignore[arg-type]
     assert (result.ok, result.error_code) == (False, "build_failed")
     assert not (guest / "config/build.json").exists()
@@ -120,7 +121,7 @@ async def test_a_supervisor_whose_source_port_does_not_answer_has_lost_its_build
     async def send(messages: list[wire.Message]) -> None:
         said.extend(messages)
 
-    config = replace(CONFIG, registry="10.102.0.1:8083")
+    config = replace(CONFIG, registry=REGISTRY)
     result = await run_build(config, send, daemon=Daemon(), connect=connect)  # type: ignore[arg-type]
     assert result.error_code == "builder_lost"
     assert "5003" in result.error

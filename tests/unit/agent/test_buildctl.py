@@ -22,7 +22,7 @@ CONFIG = wire.Config(
     source_size=1,
     timeout_seconds=600,
 )
-text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=60)
+text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
 names = text.filter(lambda name: name and "=" not in name)
 
 
@@ -57,7 +57,8 @@ def test_an_ordinary_build() -> None:
         "--opt", "build-arg:A=1",
         "--no-cache",
         "--secret", "id=npm,src=/run/hypeman/secrets/0",
-        "--output", "type=image,name=10.102.0.1:8083/builds/abc:latest,push=true,oci-mediatypes=true,compression=gzip",
+        "--output", "type=image,name=10.102.0.1:8083/builds/abc:latest,push=true,"
+        "oci-mediatypes=true,compression=gzip",
     ]  # fmt: skip
 
 

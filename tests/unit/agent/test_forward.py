@@ -1,4 +1,4 @@
-"""The guest's TCP ports lead to the supervisor, and neither side's end loses what the other sends."""
+"""The guest's TCP ports lead to the supervisor; no end of one side loses what the other sends."""
 
 from __future__ import annotations
 

@@ -31,9 +31,18 @@ def is_running(pid: int) -> bool:
 
 
 async def wait_gone(pid: int) -> None:
+    """Wait for the end of a process that is not ours to wait for."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     with trio.fail_after(10):
-        while is_running(pid):
-            await trio.sleep(0.01)
+        await trio.lowlevel.wait_readable(descriptor)
+    os.close(descriptor)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def run(script: str) -> tuple[int, str]:
@@ -135,15 +144,18 @@ async def test_a_grandchild_that_holds_the_pipe_does_not_hold_the_block() -> Non
 
 
 async def test_leaving_the_block_kills_the_whole_group() -> None:
-    tail = Tail()
-    async with own_child(
-        spawn(shell("trap '' TERM; sleep 600 & echo $! >&2; wait"), ENV), tail
-    ) as child:
-        while not tail.text:
-            await trio.sleep(0.01)
-        pid = child.pid
-    assert not is_running(pid)
-    await wait_gone(int(tail.text))
+    said = trio.Event()
+    grandchildren: list[int] = []
+
+    def listen(data: bytes) -> None:
+        grandchildren.append(int(data))
+        said.set()
+
+    script = "trap '' TERM; sleep 600 & echo $! >&2; wait"
+    async with own_child(spawn(shell(script), ENV), listen) as child:
+        await said.wait()
+    assert not is_running(child.pid)
+    await wait_gone(grandchildren[0])
 
 
 async def test_a_sink_that_waits_holds_the_child_up_and_loses_nothing() -> None:
@@ -167,11 +179,11 @@ async def test_cancelling_anywhere_leaves_no_process_and_no_descriptor() -> None
             await child.wait()
 
     await operation()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     async def check(n: int) -> None:
         assert not is_running(pids[-1])
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     assert await cancel_at_every_checkpoint(operation, check) > 2
 
@@ -184,7 +196,7 @@ def test_a_tail_keeps_the_end() -> None:
 
 
 def test_a_failed_start_leaves_no_descriptor() -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(OSError, match="too long"):
         spawn(["x" * (1 << 18)], ENV, has_input=True)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

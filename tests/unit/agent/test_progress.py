@@ -69,6 +69,19 @@ def test_the_base_of_the_final_stage_is_found_in_the_graph() -> None:
     assert progress.base_image_digest == BASE
 
 
+def test_steps_of_buildkits_own_are_no_end_of_the_graph() -> None:
+    own = [
+        "[auth] sharing credentials for 10.102.0.1:8083",
+        "[internal] load build context",
+        "exporting to image",
+        "importing cache manifest from 10.102.0.1:8083/cache/a/b",
+    ]
+    steps = [vertex(name, f"sha256:{n}") for n, name in enumerate(own)]
+    steps += [vertex("[2/2] RUN x", inputs=[OTHER]), vertex(f"[1/2] FROM a/b@{BASE}", OTHER)]
+    progress, _ = run(report(vertexes=steps))
+    assert progress.base_image_digest == BASE
+
+
 def test_no_base_is_named_when_there_are_two_ends() -> None:
     steps = [vertex("[a 1/1] RUN x"), vertex("[b 1/1] RUN y", OTHER)]
     progress, _ = run(report(vertexes=steps))
@@ -185,6 +198,25 @@ def test_secrets_are_masked_in_names_errors_and_text() -> None:
     assert isinstance(step, wire.Step)
     assert (step.name, step.error) == ("RUN ***", "*** failed")
     assert progress.text == "error: ***\n"
+
+
+def test_only_steps_that_run_are_remembered_with_their_output() -> None:
+    data = b"".join(
+        report(
+            vertexes=[vertex("x", f"sha256:{n}", completed=LATE)],
+            logs=[log(b"y" * 9, f"sha256:{n}")],
+        )
+        for n in range(50)
+    )
+    progress, _ = run(data)
+    assert not progress._tails
+    assert not progress._streams
+
+
+def test_failed_steps_are_bounded() -> None:
+    steps = [vertex("x", f"sha256:{n}", error="canceled") for n in range(999)]
+    progress, _ = run(report(vertexes=steps))
+    assert len(progress.failed_steps) == progress_module.MAX_FAILED_STEPS
 
 
 def test_warnings_become_output_of_their_step() -> None:

@@ -22,7 +22,7 @@ needs_root_on_x86 = pytest.mark.skipif(
 
 
 def program(call: int, first: int, second: int) -> bytes:
-    """Return a program that makes one 32-bit system call and exits with the error's number, or 0."""
+    """Return a program that makes one 32-bit call and exits with the error's number, or 0."""
     code = b"\xb8" + struct.pack("<I", call)  # mov eax, call
     code += b"\xbb" + struct.pack("<I", first)  # mov ebx, first
     code += b"\xb9" + struct.pack("<I", second)  # mov ecx, second

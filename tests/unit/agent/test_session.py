@@ -200,9 +200,8 @@ async def test_a_result_that_nobody_reads_is_not_waited_for_forever(
     await supervisor.start()
     start = trio.current_time()
     supervisor.build.result.set()
-    with pytest.raises(AssertionError, match="the agent closed"):
-        while True:
-            await supervisor.receive()
+    while await supervisor.stream.receive_some():
+        pass
     assert trio.current_time() - start == pytest.approx(session_module.READ_RESULT_SECONDS)
 
 

@@ -33,7 +33,7 @@ MATCHING = [
     ("**/dir2/*", "dir/dir2/file"),
     ("**/dir2/**", "dir/dir2/dir3/file"),
     ("**file", "dir/dir/file"),
-    ("**file", "dir/afile"),
+    ("**file", "dir/myfile"),
     ("**/file*.txt", "dir/dir/file.txt"),
     ("**/**/*.txt", "file.txt"),
     ("a**/*.txt", "a/dir/dir/file.txt"),
@@ -123,7 +123,7 @@ def test_a_pattern_that_could_not_matter_is_not_handed_down() -> None:
         (b"\x1fa", ["\x1fa"]),
         (b"/", ["/"]),
         (b"a/..", ["."]),
-        (b"caf\xe9", ["caf\udce9"]),
+        (b"\xfcber", ["\udcfcber"]),
     ],
 )
 def test_lines_are_cleaned_as_buildkit_cleans_them(text: bytes, patterns: list[str]) -> None:
@@ -137,7 +137,7 @@ def test_lines_are_cleaned_as_buildkit_cleans_them(text: bytes, patterns: list[s
         "[a", "a[", "*[", "a*\\", "[z-a]*",  # malformed, in one way or the other
         "src\\test*", "\\d*", "*\\é",  # escapes that Go's regular expressions interpret
         "[[:alpha:]]", "a|b*", "a{2}*",  # and other syntax of theirs
-        "caf\udce9", "*\ufffd", "\ufeff*", "[a-\ufffe]",  # bytes that are no text to Go
+        "\udcfcber", "*\ufffd", "\ufeff*", "[a-\ufffe]",  # bytes that are no text to Go
     ],
 )  # fmt: skip
 def test_what_only_buildkit_can_read_switches_the_filter_off(pattern: str) -> None:

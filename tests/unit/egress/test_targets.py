@@ -227,6 +227,11 @@ def test_other_targets_are_refused_with_a_reason(target: str, reason: str) -> No
         parse_absolute_target(target)
 
 
+def test_user_information_is_refused_by_its_name() -> None:
+    with pytest.raises(BadTarget, match="user information"):
+        parse_connect_target("user@example.org:443")
+
+
 def test_a_backslash_does_not_end_the_host() -> None:
     """Some URL libraries take it for a slash."""
     with pytest.raises(BadTarget):

@@ -133,6 +133,11 @@ def test_a_malformed_field_is_refused(changes: dict[str, Any]) -> None:
         parse(manifest(**changes))
 
 
+def test_json_that_costs_more_than_its_bytes_is_refused_unparsed() -> None:
+    with pytest.raises(ManifestError, match="items"):
+        parse(b'{"schemaVersion":2,"x":[' + b"[]," * 1_000_000 + b"[]]}")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

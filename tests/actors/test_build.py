@@ -1,0 +1,619 @@
+"""One build from its submission to its verdict, with guests of every kind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from agent import wire
+from supervisor.actors import build as build_module
+from supervisor.actors.build import PhaseClock
+from supervisor.errors import NotFound, ResourceExhausted
+from supervisor.model.build import BuildRequest, Phase, Reason, SecretRef, Status
+from supervisor.store import builds
+from supervisor.store.database import Database
+from supervisor.store.eventlog import BuildLog
+from tests.actors.world import World, contents, open_world, statuses
+from tests.fakes import agent as agents
+from tests.fakes.agent import DIGEST, Script, Working, agent
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.registry import FakeRegistry
+from tests.kit import cancel_at_every_checkpoint
+from tests.samples import POLICY, SOURCE, a_build
+
+pytestmark = pytest.mark.usefixtures("inline_threads")
+
+QUICK: dict[str, Any] = {"boot_timeout": 30.0, "link_silence": 20.0}
+HAPPY = ["queued", "building", "pushing", "ready"]
+
+
+def holding(content: bytes, directory: Path) -> list[Path]:
+    """Return the files that hold `content`."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return [path for path in files if content in path.read_bytes()]
+
+
+def hypervisor(script: Script, **knobs: float) -> FakeHypervisor:
+    return FakeHypervisor(agent(script), **knobs)  # type: ignore[arg-type]
+
+
+# -- the good end ------------------------------------------------------------------------------
+
+
+async def test_a_build_that_succeeds_is_ready_with_all_that_belongs_to_it(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        build_id = await world.submit()
+        events = await world.events(build_id)
+        build = await world.wait_end(build_id)
+        assert statuses(events) == HAPPY
+        assert contents(events) == ["compiling", "linking", "no newline"]
+        assert (build.status, build.attempt, build.image_digest) == (Status.READY, 1, DIGEST)
+        assert set(build.phases) == set(Phase) - {Phase.SOURCE} | {Phase.SOURCE}
+        assert build.started_at is not None
+        assert build.completed_at is not None
+        assert build.provenance is not None
+        assert build.provenance.source_hash == f"sha256:{SOURCE.sha256}"
+        assert build.provenance.builder_image_digest == world.deps.builder_image_digest
+        assert build.provenance.buildkit_version == "v0.32"
+        (step,) = await world.builds.steps(build_id)
+        assert (step.name, step.completed_at) == ("[1/1] RUN make", agents.AGENT_TIME + 1)
+        assert not world.hypervisor.running
+
+
+async def test_the_text_of_a_build_reads_as_a_log(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        build_id = await world.submit()
+        await world.wait_end(build_id)
+        assert world.builds.log_path(build_id).read_text().splitlines() == [
+            "[queued]",
+            "[building]",
+            "#1 [1/1] RUN make",
+            "#1 compiling",
+            "#1 linking",
+            "#1 no newline",
+            "#1 DONE 1.0s",
+            "[pushing]",
+            "[ready]",
+        ]
+
+
+async def test_the_file_for_people_tells_the_last_status(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        build_id = await world.submit()
+        await world.wait_end(build_id)
+        shown = json.loads((world.ledger.directory(build_id) / "metadata.json").read_text())
+        assert (shown["status"], shown["image_digest"]) == ("ready", DIGEST)
+
+
+async def test_the_machine_has_the_shape_that_was_asked_for(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        policy = replace(POLICY, cpus=3, memory_mb=777)
+        build_id = await world.submit(request=BuildRequest(policy))
+        await world.wait_end(build_id)
+        (spec,) = world.hypervisor.booted
+        assert (spec.id, spec.cpus, spec.memory_mb) == (f"{build_id}-1", 3, 777)
+
+
+async def test_the_token_is_minted_at_the_boot_and_outlives_the_build(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    registry = FakeRegistry()
+    async with open_world(data_dir, registry=registry) as world:
+        short = await world.submit()
+        await world.wait_end(short)
+        long = await world.submit(request=BuildRequest(replace(POLICY, timeout_seconds=7000)))
+        await world.wait_end(long)
+    assert dict(registry.minted)[short] == build_module.MIN_TOKEN_SECONDS
+    assert dict(registry.minted)[long] > 7000
+
+
+async def test_an_image_name_is_given_below_the_tenant(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    for name, expected in (("app:1", "acme/app:1"), ("team/app", "acme/team/app:latest")):
+        async with open_world(data_dir) as world:
+            build_id = await world.submit(request=BuildRequest(POLICY, image_name=name))
+            assert (await world.wait_end(build_id)).status is Status.READY
+            assert world.registry.names == {expected: DIGEST}
+
+
+async def test_a_name_that_the_registry_refuses_fails_the_push(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    registry = FakeRegistry()
+    registry.refuses_names = True
+    async with open_world(data_dir, registry=registry) as world:
+        build_id = await world.submit(request=BuildRequest(POLICY, image_name="app:1"))
+        build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.PUSH_FAILED)
+        assert build.error == "an image cannot be named acme/app:1"
+
+
+async def test_a_guest_that_talks_out_of_turn_is_told_so_and_may_go_on(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.say_what_is_not_its_to_say)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        assert (await world.wait_end(await world.submit())).status is Status.READY
+
+
+# -- what a guest may make of it ---------------------------------------------------------------
+
+
+async def test_a_step_that_fails_fails_the_build_in_the_guests_words(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=hypervisor(agents.fail_step)) as world:
+        build_id = await world.submit()
+        events = await world.events(build_id)
+        build = await world.wait_end(build_id)
+        assert statuses(events) == ["queued", "building", "failed"]
+        assert events[-1]["error_code"] == "build_failed"
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILD_FAILED)
+        assert build.error == "RUN make: exit code 2"
+        assert build.image_digest is None
+
+
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [
+        *((reason.value, reason) for reason in build_module.GUEST_REASONS),
+        ("cancelled", Reason.BUILD_FAILED),
+        ("build_timeout", Reason.BUILD_FAILED),
+        ("daemon_stopped", Reason.BUILD_FAILED),
+        ("", Reason.BUILD_FAILED),
+        ("surprise", Reason.BUILD_FAILED),
+    ],
+)
+async def test_a_guest_gives_only_reasons_that_are_its_to_give(
+    data_dir: Path, said: str, believed: Reason, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(partial(agents.fail_step, code=said))
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build = await world.wait_end(await world.submit())
+        assert (build.status, build.error_code) == (Status.FAILED, believed)
+
+
+async def test_a_failure_without_a_word_gets_one(data_dir: Path, autojump_clock: MockClock) -> None:
+    fake = hypervisor(partial(agents.fail_step, message=""))
+    async with open_world(data_dir, hypervisor=fake) as world:
+        assert (await world.wait_end(await world.submit())).error
+
+
+@pytest.mark.parametrize("digest", [DIGEST, "", "latest", "sha256:../../x", "x" * 10_000])
+async def test_an_image_that_the_registry_does_not_hold_is_not_believed(
+    data_dir: Path, digest: str, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(partial(agents.claim_an_image, digest=digest))
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build = await world.wait_end(await world.submit())
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.PUSH_FAILED)
+        assert build.image_digest is None
+        assert len(build.error or "") < 300
+
+
+async def test_an_image_of_another_build_is_not_believed(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    registry = FakeRegistry()
+    async with open_world(data_dir, registry=registry) as world:
+        await world.wait_end(await world.submit())
+        world.hypervisor.guest = agent(agents.claim_an_image)
+        build = await world.wait_end(await world.submit())
+        assert build.error_code is Reason.PUSH_FAILED
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (agents.never_say_hello, "said nothing for 20 s"),
+        (agents.speak_another_protocol, "rebuild the builder image"),
+        (agents.send_garbage, "broke the protocol"),
+        (agents.send_an_oversize_frame, "over the limit"),
+        (agents.cut_a_frame, "powered off"),
+        (agents.fall_silent, "said nothing for 20 s"),
+        (agents.go_back_in_numbers, "after"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_a_guest_that_breaks_the_rules_loses_the_build(
+    data_dir: Path, script: Script, why: str, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=hypervisor(script), **QUICK) as world:
+        build_id = await world.submit()
+        build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+        assert why in (build.error or "")
+        assert build.attempt == 1
+        assert not world.hypervisor.running
+
+
+async def test_a_machine_that_dies_is_told_with_its_last_words(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.power_off_early)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build = await world.wait_end(await world.submit())
+        assert build.error_code is Reason.BUILDER_LOST
+        assert "panicked" in (build.error or "")
+        assert "Killed process 1" in (build.error or "")
+
+
+async def test_a_machine_that_is_killed_is_told_as_such(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    fake = hypervisor(working)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build_id = await world.submit()
+        await working.is_building.wait()
+        (machine,) = fake.running.values()
+        machine.kill()
+        build = await world.wait_end(build_id)
+        assert build.error_code is Reason.BUILDER_LOST
+        assert "SIGKILL" in (build.error or "")
+
+
+async def test_a_machine_that_cannot_boot_fails_the_build_with_its_console(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.succeed, fails_to_boot=1)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build_id = await world.submit()
+        build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+        assert "a fake console" in (build.error or "")
+        assert (await world.wait_end(await world.submit())).status is Status.READY
+
+
+async def test_a_guest_that_never_listens_is_given_up_after_the_boot_timeout(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = FakeHypervisor(never_answers=True)
+    async with open_world(data_dir, hypervisor=fake, **QUICK) as world:
+        began = trio.current_time()
+        build = await world.wait_end(await world.submit())
+        assert build.error_code is Reason.BUILDER_LOST
+        assert "did not boot within 30 s" in (build.error or "")
+        assert trio.current_time() - began < 35
+
+
+# -- time --------------------------------------------------------------------------------------
+
+
+async def test_a_build_that_takes_too_long_ends_at_its_timeout(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=hypervisor(working)) as world:
+        began = trio.current_time()
+        build_id = await world.submit(request=BuildRequest(replace(POLICY, timeout_seconds=20)))
+        build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILD_TIMEOUT)
+        assert "20 s" in (build.error or "")
+        assert 20 <= trio.current_time() - began < 22
+        assert build.phases[Phase.BUILD] == pytest.approx(20, abs=1)
+        assert not world.hypervisor.running
+
+
+async def test_the_timeout_counts_from_the_lease_of_the_machine(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(Working(), boot_delay=25)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build_id = await world.submit(request=BuildRequest(replace(POLICY, timeout_seconds=20)))
+        build = await world.wait_end(build_id)
+        assert build.error_code is Reason.BUILD_TIMEOUT
+        assert not fake.booted
+
+
+async def test_the_guest_is_told_how_much_time_is_left(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    seconds: list[float] = []
+
+    async def note(talk: agents.Talk) -> None:
+        await talk.greet()
+        seconds.append(talk.config.timeout_seconds)
+
+    async with open_world(data_dir, hypervisor=hypervisor(note, boot_delay=15)) as world:
+        await world.wait_end(await world.submit())
+    assert seconds == [pytest.approx(585, abs=1)]
+
+
+def test_phases_add_up_and_are_handed_out_as_a_copy() -> None:
+    async def main() -> None:
+        clock = PhaseClock(Phase.LEASE)
+        await trio.sleep(1)
+        clock.enter(Phase.BUILD)
+        await trio.sleep(2)
+        clock.enter(Phase.BUILD)
+        clock.enter(Phase.PUSH)
+        await trio.sleep(4)
+        clock.enter(Phase.BUILD)
+        await trio.sleep(8)
+        clock.stop()
+        phases = clock.phases
+        await trio.sleep(16)
+        clock.stop()
+        assert clock.phases == phases == {Phase.LEASE: 1, Phase.BUILD: 10, Phase.PUSH: 4}
+        assert clock.phases is not phases
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# -- output ------------------------------------------------------------------------------------
+
+
+async def test_a_log_is_cut_at_its_limit_and_the_build_goes_on(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(partial(agents.flood_the_log, line=b"yes\n"))
+    async with open_world(data_dir, hypervisor=fake, max_log_bytes=1 << 20) as world:
+        build_id = await world.submit()
+        events = await world.events(build_id)
+        assert statuses(events) == HAPPY
+        assert contents(events)[-1] == "[the log is cut here: it has reached 1048576 bytes]"
+        assert contents(events)[:-1] == ["yes"] * (len(contents(events)) - 1)
+        stored = sum(p.stat().st_size for p in world.ledger.logs.directory(build_id).iterdir())
+        assert stored < (1 << 20) + (256 << 10)
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\x01", b"\xff\n"])
+async def test_no_kind_of_output_takes_more_disk_than_the_limit(
+    data_dir: Path, line: bytes, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(partial(agents.flood_the_log, total_bytes=2 << 20, line=line))
+    async with open_world(data_dir, hypervisor=fake, max_log_bytes=1 << 20) as world:
+        build_id = await world.submit()
+        assert (await world.wait_end(build_id)).status is Status.READY
+        stored = sum(p.stat().st_size for p in world.ledger.logs.directory(build_id).iterdir())
+        assert stored < (1 << 20) + (256 << 10)
+
+
+async def test_steps_that_change_for_ever_take_no_more_disk_either(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.flood_with_steps)
+    async with open_world(data_dir, hypervisor=fake, max_log_bytes=1 << 20) as world:
+        build_id = await world.submit()
+        assert (await world.wait_end(build_id)).status is Status.READY
+        stored = sum(p.stat().st_size for p in world.ledger.logs.directory(build_id).iterdir())
+        assert stored < (1 << 20) + (256 << 10)
+
+
+async def test_a_full_disk_under_the_log_ends_the_build_and_every_follower(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    def refuse(self: BuildLog, data: bytes, text: bytes) -> None:
+        raise ResourceExhausted("the log cannot be written: No space left on device")
+
+    go_on = trio.Event()
+
+    async def print_twice(talk: agents.Talk) -> None:
+        await talk.greet()
+        await talk.log(b"before\n")
+        await go_on.wait()
+        await talk.log(b"after\n")
+        await talk.hear()
+        await trio.sleep_forever()
+
+    async with open_world(data_dir, hypervisor=hypervisor(print_twice)) as world:
+        build_id = await world.submit()
+        await world.wait_output(build_id, "before")
+        with monkeypatch.context() as full:
+            full.setattr(BuildLog, "_append_sync", refuse)
+            go_on.set()
+            heard = await world.events(build_id)
+            assert statuses(heard) == ["queued", "building"]
+            build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.OUT_OF_DISK)
+        assert "No space left" in (build.error or "")
+        assert not world.hypervisor.running
+        # The disk has room again: the end is announced once, to whoever asks.
+        for _ in range(2):
+            heard = await world.events(build_id)
+            assert statuses(heard) == ["queued", "building", "failed"]
+            assert contents(heard) == ["before"]
+
+
+async def test_a_verdict_that_the_database_refuses_means_another_attempt(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    run_sync = Database.run_sync
+
+    def refuse_updates(self: Database, unit: Any, *args: Any, **kwargs: Any) -> Any:
+        if unit in (builds.update_build, builds.set_steps):
+            raise ResourceExhausted("the database cannot be written: the disk is full")
+        return run_sync(self, unit, *args, **kwargs)
+
+    async with open_world(data_dir, hypervisor=hypervisor(working)) as world:
+        build_id = await world.submit()
+        await working.is_building.wait()
+        with monkeypatch.context() as full:
+            full.setattr(Database, "run_sync", refuse_updates)
+            working.may_finish.set()
+            await trio.sleep(60)
+            assert not world.hypervisor.running
+            assert (await world.builds.get(build_id)).status is Status.BUILDING
+        build = await world.wait_end(build_id)
+        assert (build.status, build.attempt) == (Status.READY, 2)
+
+
+# -- secrets -----------------------------------------------------------------------------------
+
+
+async def test_a_missing_secret_fails_the_build_before_anything_boots(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    (data_dir / "secrets").mkdir()
+    async with open_world(data_dir, build_secrets_dir=data_dir / "secrets") as world:
+        request = BuildRequest(POLICY, secrets=(SecretRef("npm_token"),))
+        build = await world.wait_end(await world.submit(request=request))
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.SECRET_NOT_FOUND)
+        assert not world.hypervisor.booted
+
+
+async def test_a_secret_is_handed_over_once_and_is_nowhere_else(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    (data_dir / "secrets" / "acme").mkdir(parents=True)
+    (data_dir / "secrets" / "acme" / "npm_token").write_bytes(b"hunter2")
+    heard: list[object] = []
+
+    async def ask(talk: agents.Talk) -> None:
+        await talk.greet()
+        async with await talk.guest.connect(wire.SECRETS_PORT) as stream:
+            await stream.send_all(wire.encode(wire.GetSecrets(("npm_token", "other"))))
+            heard.extend(wire.FrameDecoder().feed(await stream.receive_some()))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(TimeoutError):
+            await talk.guest.connect(wire.SECRETS_PORT)
+        await talk.phase("pushing")
+        await talk.push()
+        await talk.result(ok=True, digest=DIGEST)
+
+    directory = data_dir / "secrets"
+    async with open_world(
+        data_dir, hypervisor=hypervisor(ask), build_secrets_dir=directory
+    ) as world:
+        request = BuildRequest(POLICY, secrets=(SecretRef("npm_token"),))
+        build_id = await world.submit(request=request)
+        assert (await world.wait_end(build_id)).status is Status.READY
+        assert heard == [wire.SecretsResponse({"npm_token": b"hunter2"})]
+    assert holding(b"hunter2", data_dir) == [directory / "acme" / "npm_token"]
+
+
+# -- cancellation ------------------------------------------------------------------------------
+
+
+async def cancelled(world: World, build_id: str) -> None:
+    build = await world.wait_end(build_id)  # type: ignore[arg-type]
+    assert (build.status, build.error_code) == (Status.CANCELLED, Reason.CANCELLED)
+    assert build.completed_at is not None
+    assert not world.hypervisor.running
+
+
+async def test_a_build_can_be_cancelled_while_its_machine_boots(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.succeed, boot_delay=60)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build_id = await world.submit()
+        await world.wait_status(build_id, Status.BUILDING)
+        await trio.sleep(30)
+        assert fake.running
+        await world.builds.cancel(build_id)
+        await cancelled(world, build_id)
+        assert not fake.booted
+
+
+async def test_a_build_can_be_cancelled_while_it_builds(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=hypervisor(working)) as world:
+        build_id = await world.submit()
+        await world.wait_output(build_id, "working")
+        await world.builds.cancel(build_id)
+        await cancelled(world, build_id)
+        events = await world.events(build_id)
+        assert statuses(events) == ["queued", "building", "cancelled"]
+        assert contents(events) == ["working"]
+
+
+async def test_a_build_can_be_cancelled_twice(data_dir: Path, autojump_clock: MockClock) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=hypervisor(working)) as world:
+        build_id = await world.submit()
+        await working.is_building.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.builds.cancel, build_id)
+            nursery.start_soon(world.builds.cancel, build_id)
+        await cancelled(world, build_id)
+
+
+@pytest.mark.parametrize("end", ["the daemon dies", "cancel", "interrupt"])
+async def test_an_attempt_that_ends_anywhere_leaves_no_machine_and_a_build_that_can_go_on(
+    data_dir: Path, end: str, autojump_clock: MockClock
+) -> None:
+    """Sweep an attempt: at each step something ends it. What is stored is final or recoverable."""
+    number = 0
+
+    async def attempt() -> None:
+        nonlocal number
+        number += 1
+        build = a_build(number, status=Status.BUILDING, attempt=1)
+        world.ledger.source_path(build.id).parent.mkdir(parents=True)
+        world.ledger.source_path(build.id).write_bytes(b"not really an archive")
+        await world.ledger.enter(build)
+        actor = build_module.BuildActor(build, world.deps)
+        if end == "the daemon dies":
+            await actor.run()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_cancelled, actor, end)
+            with trio.CancelScope(shield=True):
+                await actor.run()
+            nursery.cancel_scope.cancel(reason="the attempt is over")
+
+    async def check(_: int) -> None:
+        assert not world.hypervisor.running
+        assert world.ledger.logs.open_count == 0
+        try:
+            build = await world.builds.get(a_build(number).id)
+        except NotFound:
+            return  # cancelled before it was submitted
+        if end == "the daemon dies":
+            assert build.status in (Status.BUILDING, Status.PUSHING, Status.READY)
+        elif end == "cancel":
+            assert build.status in (Status.CANCELLED, Status.READY)
+        else:
+            assert build.status in (Status.QUEUED, Status.READY)
+
+    async with open_world(data_dir) as world:
+        swept = await cancel_at_every_checkpoint(attempt, check, most=2000)
+    assert swept > 50
+
+
+async def _end_when_cancelled(actor: build_module.BuildActor, end: str) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        if end == "cancel":
+            actor.cancel()
+        else:
+            actor.interrupt()
+
+
+async def test_a_verdict_stands_against_a_cancellation_that_comes_later(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        build = a_build(status=Status.BUILDING, attempt=1)
+        world.ledger.source_path(build.id).parent.mkdir(parents=True)
+        world.ledger.source_path(build.id).write_bytes(b"not really an archive")
+        await world.ledger.enter(build)
+        actor = build_module.BuildActor(build, world.deps)
+        await actor.run()
+        actor.cancel()
+        actor.interrupt()
+        assert actor.build.status is Status.READY
+        assert (await world.builds.get(build.id)).status is Status.READY

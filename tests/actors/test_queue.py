@@ -1,0 +1,538 @@
+"""The queue: order, capacity, cancellation, and what a crash of anything leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from supervisor.actors import queue as queue_module
+from supervisor.actors.ledger import Ledger
+from supervisor.errors import Conflict, HostError, NotFound, NotReady, QueueFull, ResourceExhausted
+from supervisor.model.build import Build, Reason, Status
+from supervisor.model.lifecycle import MAX_ATTEMPTS
+from supervisor.runtime.logs import log
+from supervisor.runtime.mailbox import ActorGone
+from supervisor.store import builds
+from supervisor.store.database import Database, open_database
+from supervisor.store.idempotency import insert_build_once
+from tests.actors.world import World, open_world, statuses
+from tests.fakes.agent import Working, agent, fail_step, succeed
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.kit import cancel_at_every_checkpoint
+from tests.samples import SOURCE_BYTES, a_build, build_id
+
+pytestmark = pytest.mark.usefixtures("inline_threads")
+
+
+@pytest.fixture
+def errors() -> Iterator[list[str]]:
+    """The errors that are logged while the test runs."""
+    found: list[str] = []
+    handler = log.add(lambda message: found.append(message.record["message"]), level="ERROR")
+    yield found
+    log.remove(handler)
+
+
+async def left_behind(data_dir: Path, *many: Build) -> None:
+    """Make a data directory as a daemon leaves it that was killed."""
+    async with open_database(data_dir / "hypeman.db") as database:
+        for build in many:
+            path = data_dir / "builds" / build.id / "source" / "source.tar.gz"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(SOURCE_BYTES)
+            await database.run(builds.insert_build, build)
+
+
+def stuck() -> FakeHypervisor:
+    """Return a hypervisor whose builds never end by themselves."""
+    return FakeHypervisor(agent(Working()))
+
+
+# -- order and capacity ------------------------------------------------------------------------
+
+
+async def test_of_three_builds_two_run_and_the_third_waits_and_then_runs(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=FakeHypervisor(agent(working))) as world:
+        first, second, third = [await world.submit() for _ in range(3)]
+        await world.wait_status(first, Status.BUILDING)
+        await world.wait_status(second, Status.BUILDING)
+        assert [world.builds.queue_position(b) for b in (first, second, third)] == [None, None, 1]
+        assert (await world.builds.get(third)).status is Status.QUEUED
+        working.may_finish.set()
+        for ours in (first, second, third):
+            assert (await world.wait_end(ours)).status is Status.READY
+        assert world.builds.queue_position(third) is None
+        assert world.hypervisor.most_running == 2
+
+
+async def test_builds_of_one_tenant_run_in_the_order_they_came_in(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, max_concurrent_source_builds=1) as world:
+        ours = [await world.submit() for _ in range(5)]
+        for each in ours:
+            await world.wait_end(each)
+        assert [spec.id for spec in world.hypervisor.booted] == [f"{each}-1" for each in ours]
+
+
+async def test_a_tenant_that_floods_does_not_hold_up_another(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, max_concurrent_source_builds=1) as world:
+        flood = [await world.submit("flooder") for _ in range(5)]
+        other = await world.submit("other")
+        for each in (*flood, other):
+            await world.wait_end(each)
+        order = [spec.id.removesuffix("-1") for spec in world.hypervisor.booted]
+        assert order.index(other) <= 1
+
+
+async def test_a_tenants_share_is_a_limit_of_its_own(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(
+        data_dir,
+        hypervisor=FakeHypervisor(agent(working)),
+        max_concurrent_source_builds=3,
+        max_concurrent_builds_per_tenant=1,
+    ) as world:
+        first, second = await world.submit("acme"), await world.submit("acme")
+        other = await world.submit("other")
+        await world.wait_status(first, Status.BUILDING)
+        await world.wait_status(other, Status.BUILDING)
+        assert world.builds.queue_position(second) == 1
+        working.may_finish.set()
+        assert (await world.wait_end(second)).status is Status.READY
+
+
+async def test_positions_move_up_when_a_waiting_build_is_cancelled(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck(), max_concurrent_source_builds=1) as world:
+        ours = [await world.submit() for _ in range(4)]
+        await world.wait_status(ours[0], Status.BUILDING)
+        assert [world.queue.position(each) for each in ours] == [None, 1, 2, 3]
+        await world.builds.cancel(ours[1])
+        await trio.testing.wait_all_tasks_blocked()
+        assert [world.queue.position(each) for each in ours] == [None, None, 1, 2]
+        assert world.queue.length == 2
+
+
+async def test_a_full_queue_says_when_to_come_back(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(
+        data_dir, hypervisor=stuck(), max_concurrent_source_builds=1, max_queued_builds=2
+    ) as world:
+        first = await world.submit()
+        await world.wait_status(first, Status.BUILDING)
+        waiting = [await world.submit() for _ in range(2)]
+        with pytest.raises(QueueFull, match="2 builds are waiting") as caught:
+            await world.builds.check_room()
+        assert caught.value.retry_after_seconds > 0
+        with pytest.raises(QueueFull):
+            await world.submit()
+        await world.builds.cancel(waiting[0])
+        await trio.testing.wait_all_tasks_blocked()
+        await world.submit()
+
+
+# -- cancelling --------------------------------------------------------------------------------
+
+
+async def test_a_waiting_build_is_cancelled_without_ever_having_a_machine(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck(), max_concurrent_source_builds=1) as world:
+        running = await world.submit()
+        waiting = await world.submit()
+        await world.wait_status(running, Status.BUILDING)
+        await world.builds.cancel(waiting)
+        build = await world.builds.get(waiting)
+        assert (build.status, build.error_code) == (Status.CANCELLED, Reason.CANCELLED)
+        assert statuses(await world.events(waiting)) == ["queued", "cancelled"]
+        assert len(world.hypervisor.booted) == 1
+
+
+async def test_only_what_has_not_ended_can_be_cancelled(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        ended = await world.submit()
+        await world.wait_end(ended)
+        with pytest.raises(Conflict, match="has ended already"):
+            await world.builds.cancel(ended)
+        with pytest.raises(NotFound):
+            await world.builds.cancel(build_id(404))
+
+
+async def test_a_wish_to_cancel_is_durable_before_it_is_accepted(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck()) as world:
+        ours = await world.submit()
+        await world.wait_status(ours, Status.BUILDING)
+        await world.builds.cancel(ours)
+        assert (await world.builds.get(ours)).cancel_requested
+
+
+# -- starting is recovering --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [Status.BUILDING, Status.PUSHING])
+async def test_a_build_whose_machine_died_with_the_daemon_gets_another_attempt(
+    data_dir: Path, status: Status, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(status=status, attempt=1, started_at=1.0))
+    async with open_world(data_dir) as world:
+        build = await world.wait_end(build_id(1))
+        assert (build.status, build.attempt, build.started_at) == (Status.READY, 2, 1.0)
+        assert [spec.id for spec in world.hypervisor.booted] == [f"{build_id(1)}-2"]
+        assert statuses(await world.events(build_id(1))) == [
+            "queued",
+            "building",
+            "pushing",
+            "ready",
+        ]
+
+
+async def test_a_build_that_took_the_daemon_down_too_often_is_given_up(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(status=Status.BUILDING, attempt=MAX_ATTEMPTS))
+    async with open_world(data_dir) as world:
+        build = await world.builds.get(build_id(1))
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+        assert statuses(await world.events(build_id(1))) == ["failed"]
+        assert not world.hypervisor.booted
+
+
+async def test_each_death_of_the_daemon_costs_an_attempt_and_the_last_the_build(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    ours = None
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        working = Working()
+        async with open_world(data_dir, hypervisor=FakeHypervisor(agent(working))) as world:
+            ours = ours or await world.submit()
+            await working.is_building.wait()
+            assert (await world.builds.get(ours)).attempt == attempt
+    assert ours is not None
+    async with open_world(data_dir) as world:
+        assert (await world.builds.get(ours)).error_code is Reason.BUILDER_LOST
+        seen = statuses(await world.events(ours))
+        assert seen == ["queued", "building"] * MAX_ATTEMPTS + ["failed"]
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.BUILDING, Status.PUSHING])
+async def test_a_wish_to_cancel_survives_the_daemon(
+    data_dir: Path, status: Status, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(status=status, attempt=1, cancel_requested=True))
+    async with open_world(data_dir) as world:
+        build = await world.builds.get(build_id(1))
+        assert (build.status, build.error_code) == (Status.CANCELLED, Reason.CANCELLED)
+        assert not world.hypervisor.booted
+
+
+async def test_waiting_builds_keep_their_order_over_a_restart(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, *(a_build(n) for n in (3, 1, 2)))
+    async with open_world(data_dir, max_concurrent_source_builds=1) as world:
+        for number in (1, 2, 3):
+            await world.wait_end(build_id(number))
+        order = [spec.id for spec in world.hypervisor.booted]
+        assert order == [f"{build_id(number)}-1" for number in (1, 2, 3)]
+
+
+async def test_builds_that_have_ended_are_left_alone(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    ended = [a_build(n, status=s, completed_at=1.0) for n, s in enumerate(Status) if s.is_final]
+    await left_behind(data_dir, *ended)
+    async with open_world(data_dir) as world:
+        for build in ended:
+            assert await world.builds.get(build.id) == build
+
+
+# -- a crash of the queue ----------------------------------------------------------------------
+
+
+class CrashingOnce(Ledger):
+    """Fails in the middle of the transition that `crash_at` names, once, as a bug would."""
+
+    crash_at: Status | None = None
+
+    async def apply(self, build: Build, event: Any) -> Build:
+        after = await super().apply(build, event)
+        if after.status is self.crash_at:
+            self.crash_at = None
+            raise KeyError("a bug")
+        return after
+
+
+def crashing(ledger: Ledger) -> Ledger:
+    ledger.__class__ = CrashingOnce
+    return ledger
+
+
+def crash_at(world: World, status: Status) -> None:
+    assert isinstance(world.ledger, CrashingOnce)
+    world.ledger.crash_at = status
+
+
+async def test_a_crash_of_the_queue_ends_nothing_that_runs(
+    data_dir: Path, errors: list[str], autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(
+        data_dir,
+        hypervisor=FakeHypervisor(agent(working)),
+        wrap_ledger=crashing,
+        max_concurrent_source_builds=1,
+    ) as world:
+        running = await world.submit()
+        waiting = await world.submit()
+        await world.wait_status(running, Status.BUILDING)
+        crash_at(world, Status.CANCELLED)
+        with pytest.raises(ActorGone):
+            await world.builds.cancel(waiting)
+        last = await world.submit()  # answered by the next queue
+        assert errors == ["actor.crashed"]
+        assert list(world.runner.running) == [running]
+        assert world.queue.position(last) == 1
+        working.may_finish.set()
+        assert (await world.wait_end(running)).status is Status.READY
+        assert (await world.wait_end(last)).status is Status.READY
+        assert (await world.builds.get(waiting)).status is Status.CANCELLED
+        assert len(world.hypervisor.booted) == 2
+
+
+async def test_a_crash_between_the_decision_to_start_and_the_start_costs_an_attempt_only(
+    data_dir: Path, errors: list[str], autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, wrap_ledger=crashing) as world:
+        crash_at(world, Status.BUILDING)
+        ours = await world.submit()
+        build = await world.wait_end(ours)
+        assert (build.status, build.attempt) == (Status.READY, 2)
+        assert errors == ["actor.crashed"]
+
+
+async def test_a_build_that_ends_while_the_queue_restarts_frees_its_slot(
+    data_dir: Path, errors: list[str], autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(
+        data_dir,
+        hypervisor=FakeHypervisor(agent(working)),
+        wrap_ledger=crashing,
+        max_concurrent_source_builds=1,
+    ) as world:
+        running, waiting, third = [await world.submit() for _ in range(3)]
+        await world.wait_status(running, Status.BUILDING)
+        crash_at(world, Status.CANCELLED)
+        with pytest.raises(ActorGone):
+            await world.builds.cancel(third)
+        working.may_finish.set()
+        assert (await world.wait_end(waiting)).status is Status.READY
+
+
+# -- a host that fails -------------------------------------------------------------------------
+
+
+def refusing(*units: object) -> Any:
+    """Return a `Database.run_sync` that finds the disk full for some units."""
+    run_sync = Database.run_sync
+
+    def refuse(self: Database, unit: Any, *args: Any, **kwargs: Any) -> Any:
+        if unit in units:
+            raise ResourceExhausted("the database cannot be written: the disk is full")
+        return run_sync(self, unit, *args, **kwargs)
+
+    return refuse
+
+
+async def test_a_submission_that_the_disk_refuses_is_answered_so_and_not_recorded(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, errors: list[str], autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        with monkeypatch.context() as full:
+            full.setattr(Database, "run_sync", refusing(insert_build_once))
+            with pytest.raises(ResourceExhausted, match="full"):
+                await world.submit()
+        assert await world.builds.list(builds.BuildFilter(limit=10)) == []
+        assert (await world.wait_end(await world.submit())).status is Status.READY
+        assert errors == []
+
+
+async def test_a_cancellation_that_the_disk_refuses_is_answered_so(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, errors: list[str], autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck(), max_concurrent_source_builds=1) as world:
+        running, waiting = await world.submit(), await world.submit()
+        await world.wait_status(running, Status.BUILDING)
+        with monkeypatch.context() as full:
+            full.setattr(
+                Database,
+                "run_sync",
+                refusing(builds.update_build, builds.mark_cancel_requested),
+            )
+            for ours in (running, waiting):
+                with pytest.raises(HostError, match="full"):
+                    await world.builds.cancel(ours)
+        for ours in (running, waiting):
+            await world.builds.cancel(ours)
+            assert (await world.wait_end(ours)).status is Status.CANCELLED
+        assert "actor.crashed" not in errors
+
+
+async def test_what_cannot_be_started_now_is_started_later(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, errors: list[str], autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        with monkeypatch.context() as full:
+            full.setattr(Database, "run_sync", refusing(builds.update_build))
+            ours = await world.submit()
+            await trio.sleep(10 * queue_module.HOST_RETRY_SECONDS)
+            assert (await world.builds.get(ours)).status is Status.QUEUED
+        began = trio.current_time()
+        assert (await world.wait_end(ours)).status is Status.READY
+        assert trio.current_time() - began <= queue_module.HOST_RETRY_SECONDS + 1
+        assert set(errors) == {"queue.cannot_move_on"}
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_drains_takes_nothing_in_and_starts_nothing(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    fake = FakeHypervisor(agent(working))
+    async with open_world(data_dir, hypervisor=fake, max_concurrent_source_builds=1) as world:
+        running, waiting = await world.submit(), await world.submit()
+        await world.wait_status(running, Status.BUILDING)
+        assert world.builds.readiness() is None
+        await world.queue.drain()
+        assert world.builds.readiness() == "the daemon is stopping"
+        with pytest.raises(NotReady):
+            await world.builds.check_room()
+        with pytest.raises(NotReady):
+            await world.submit()
+        working.may_finish.set()
+        await world.wait_end(running)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await world.builds.get(waiting)).status is Status.QUEUED
+        assert world.queue.position(waiting) == 1
+        await world.builds.cancel(waiting)
+    assert len(fake.booted) == 1
+
+
+async def test_draining_lets_builds_finish_within_the_grace(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=FakeHypervisor(agent(working))) as world:
+        ours = await world.submit()
+        await working.is_building.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.runner.drain, 30)
+            await trio.sleep(20)
+            working.may_finish.set()
+        assert (await world.builds.get(ours)).status is Status.READY
+        assert not world.runner.running
+
+
+async def test_what_does_not_finish_within_the_grace_waits_for_the_next_daemon(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck()) as world:
+        ours = await world.submit()
+        await world.wait_status(ours, Status.BUILDING)
+        await world.queue.drain()
+        began = trio.current_time()
+        await world.runner.drain(30)
+        assert 30 <= trio.current_time() - began < 35
+        assert not world.hypervisor.running
+        build = await world.builds.get(ours)
+        assert (build.status, build.attempt, build.error_code) == (Status.QUEUED, 1, None)
+    async with open_world(data_dir) as world:
+        build = await world.wait_end(ours)
+        assert (build.status, build.attempt) == (Status.READY, 2)
+        assert statuses(await world.events(ours)) == [
+            "queued",
+            "building",
+            "queued",
+            "building",
+            "pushing",
+            "ready",
+        ]
+
+
+async def test_a_build_that_is_cancelled_while_it_is_interrupted_is_cancelled(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck()) as world:
+        ours = await world.submit()
+        await world.wait_status(ours, Status.BUILDING)
+        await world.queue.drain()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.runner.drain, 0)
+            nursery.start_soon(world.builds.cancel, ours)
+        build = await world.wait_end(ours)
+        assert build.status is Status.CANCELLED
+
+
+async def test_nobody_waits_for_a_queue_that_is_gone(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        pass
+    with pytest.raises(ActorGone):
+        await world.builds.cancel(build_id(1))
+
+
+# -- cancellation of those who ask -------------------------------------------------------------
+
+
+async def test_a_client_that_goes_away_leaves_a_build_that_is_whole_or_absent(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = FakeHypervisor(agent(succeed))
+    async with open_world(data_dir, hypervisor=fake) as world:
+        known: set[str] = set()
+
+        async def submit() -> None:
+            await world.submit()
+
+        async def check(_: int) -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            for build in await world.builds.list(builds.BuildFilter(limit=1000)):
+                if build.id not in known:
+                    known.add(build.id)
+                    assert (await world.wait_end(build.id)).status is Status.READY
+
+        await cancel_at_every_checkpoint(submit, check)
+        assert known
+        assert not world.runner.running
+
+
+async def test_a_failed_build_frees_its_slot(data_dir: Path, autojump_clock: MockClock) -> None:
+    fake = FakeHypervisor(agent(fail_step))
+    async with open_world(data_dir, hypervisor=fake, max_concurrent_source_builds=1) as world:
+        ours = [await world.submit() for _ in range(3)]
+        for each in ours:
+            assert (await world.wait_end(each)).status is Status.FAILED
+        assert len(fake.booted) == 3

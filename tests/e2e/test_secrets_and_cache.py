@@ -1,0 +1,76 @@
+"""Secrets reach the steps that ask for them and nothing else; caches stay within their tenant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.daemon import Daemon
+from tests.e2e.image import pull
+
+TOKEN = "s3cr3t-value-of-acme"
+USES_SECRET = r"""
+FROM busybox
+RUN --mount=type=secret,id=npm_token wc -c < /run/secrets/npm_token > /length
+RUN --mount=type=secret,id=npm_token,env=NPM_TOKEN echo "token: $NPM_TOKEN"; \
+    printf '%.5s' "$NPM_TOKEN"; sleep 1; printf '%s\n' "${NPM_TOKEN#?????}"
+RUN ls /run/secrets 2>/dev/null | wc -l > /without
+"""
+CACHED = "FROM busybox\nRUN echo slow > /slow && date +%s%N > /when\n"
+
+
+@pytest.fixture
+def secrets_dir(daemon: Daemon) -> Path:
+    path = Path(daemon.environment["BUILD_SECRETS_DIR"])
+    (path / "acme").mkdir(parents=True, exist_ok=True)
+    (path / "acme" / "npm_token").write_text(TOKEN)
+    return path
+
+
+@pytest.mark.usefixtures("secrets_dir")
+def test_secret_is_mounted_where_asked_and_appears_nowhere_else(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    build = daemon.build_image(
+        {"Dockerfile": USES_SECRET}, secrets=[{"id": "npm_token", "env_var": "NPM_TOKEN"}]
+    )
+    log = daemon.log(build["id"])
+    assert "token: ***" in log
+    image = pull(daemon, build["image_ref"], tmp_path)
+    assert image.read("length").strip() == str(len(TOKEN)).encode()
+    assert image.read("without").strip() == b"0"
+    assert TOKEN not in str(image.config)
+    for file in (daemon.data_dir / "builds" / build["id"]).rglob("*"):
+        if file.is_file():
+            assert TOKEN.encode() not in file.read_bytes(), file
+            assert TOKEN[5:].encode() not in file.read_bytes(), file
+    assert TOKEN not in daemon.log_tail()
+
+
+@pytest.mark.usefixtures("secrets_dir")
+def test_missing_secret_fails_before_anything_boots(daemon: Daemon) -> None:
+    build = daemon.build({"Dockerfile": "FROM busybox\n"}, secrets=[{"id": "no_such_secret"}])
+    assert build["error_code"] == "secret_not_found"
+    assert "no_such_secret" in build["error"]
+    assert "boot" not in build["phases"]
+    other = daemon.wait(
+        daemon.submit({"Dockerfile": "FROM busybox\n"}, secrets=[{"id": "acme"}])["id"]
+    )
+    assert other["error_code"] == "secret_not_found"
+
+
+def test_second_build_of_a_scope_is_cached_and_another_tenant_never_is(daemon: Daemon) -> None:
+    daemon.build_image({"Dockerfile": CACHED}, cache_scope="webapp")
+    again = daemon.build_image({"Dockerfile": CACHED}, cache_scope="webapp")
+    assert _slow_step(daemon, again["id"])["cached"] is True
+    other = daemon.submit({"Dockerfile": CACHED}, cache_scope="webapp", tenant="globex")
+    daemon.wait(other["id"])
+    assert _slow_step(daemon, other["id"])["cached"] is False
+
+
+def _slow_step(daemon: Daemon, build_id: str) -> dict[str, Any]:
+    with daemon.client(permissions=["build:admin"]) as client:
+        steps: list[dict[str, Any]] = client.get(f"/builds/{build_id}/steps").json()
+    return next(step for step in steps if "RUN echo slow" in step["name"])

@@ -1,0 +1,126 @@
+"""The grammar of a submission's fields, against whatever may come."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.api.fields import (
+    ENABLED_PARTS,
+    BuildFields,
+    check_part_name,
+    from_texts,
+    parse_fields,
+    to_request,
+)
+from supervisor.config import Settings
+from supervisor.errors import InvalidRequest
+from supervisor.model.build import BuildRequest, NetworkMode, Policy
+from supervisor.model.ids import Tenant
+from supervisor.tokens import ALL_BUT_ADMIN, Caller
+
+ALL = frozenset(BuildFields.model_fields) | {"source", "network_mode=egress"}
+CALLER = Caller("acme", Tenant("acme"), ALL_BUT_ADMIN)
+SETTINGS = Settings()
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def request_of(**values: Any) -> BuildRequest:
+    return to_request(parse_fields(values, ALL), SETTINGS, CALLER)
+
+
+def test_nothing_said_gives_the_operators_defaults() -> None:
+    assert request_of() == BuildRequest(Policy(600, 2048, 2, NetworkMode.EGRESS, None))
+
+
+def refusal_of(**values: Any) -> InvalidRequest | None:
+    """Return why these fields are refused, or None if they are taken."""
+    try:
+        request_of(**values)
+    except InvalidRequest as exc:
+        return exc
+    return None
+
+
+names = st.sampled_from(sorted(BuildFields.model_fields))
+
+
+@given(name=names, value=json_values)
+def test_any_json_value_is_taken_or_refused_with_a_short_message(name: str, value: Any) -> None:
+    if (refusal := refusal_of(**{name: value})) is not None:
+        assert name in refusal.message
+        assert refusal.message.isprintable()
+        assert len(refusal.message) < 300
+
+
+@given(name=names, text=st.text(max_size=200))
+def test_any_text_is_taken_or_refused(name: str, text: str) -> None:
+    with suppress(InvalidRequest):
+        request_of(**from_texts({name: text}))
+
+
+@given(st.text().filter(lambda name: name not in ALL))
+def test_no_other_name_is_a_part(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="there is no part"):
+        check_part_name(name, ALL)
+
+
+@given(name=st.sampled_from(["target", "image_name", "cache_scope"]), value=st.text(min_size=1))
+def test_what_meets_an_option_of_buildkit_adds_nothing_to_it(name: str, value: str) -> None:
+    """No comma, equals sign, quote, space or newline survives where an option is made of it."""
+    if refusal_of(**{name: value}) is None:
+        assert not set(value) & set(",=\"' \n\r\t\\;$`{}")
+
+
+@pytest.mark.parametrize("name", ["target", "image_name", "cache_scope", "global_cache_key"])
+@pytest.mark.parametrize("bad", ",=\"' \n\r\t\\;$`{}\0é")
+def test_characters_that_options_are_made_of_are_refused(name: str, bad: str) -> None:
+    assert refusal_of(**{name: "abc"}) is None
+    for value in (f"abc{bad}", f"{bad}abc", f"a{bad}c"):
+        assert refusal_of(**{name: value}) is not None
+
+
+def test_only_known_parts_are_enabled() -> None:
+    assert ENABLED_PARTS <= ALL
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("TRUE", True), ("1", True), ("false", False), ("0", False)]
+)
+def test_truth_in_a_form(text: str, value: bool) -> None:
+    assert from_texts({"no_cache": text}) == {"no_cache": value}
+
+
+def test_the_same_fields_as_a_form_and_as_json_are_the_same_request() -> None:
+    values = {
+        "build_args": {"A": "1"},
+        "tags": {"b": "2"},
+        "secrets": [{"id": "x"}],
+        "allowed_domains": ["a.org"],
+        "timeout_seconds": 5,
+        "no_cache": True,
+        "target": "t",
+    }
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
+    assert request_of(**from_texts(texts)) == request_of(**values)
+
+
+def test_the_value_of_a_wrong_field_is_not_repeated() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        request_of(build_args={"TOKEN": ["hunter2"]}, source_hash="hunter2")
+    assert "hunter2" not in caught.value.message + "".join(caught.value.details)
