@@ -21,13 +21,15 @@ from agent import wire
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.transcript import Rendered, Transcript
 from supervisor.config import Settings
+from supervisor.egress.policy import Decision
+from supervisor.egress.proxy import OnDecision
 from supervisor.errors import GuestLost, HostError, ResourceExhausted, VmBootFailed
 from supervisor.guest import session
 from supervisor.guest.config import guest_config
 from supervisor.guest.link import GuestLink, send_heartbeats
 from supervisor.guest.secrets import SecretNotFound, read_secrets_sync, serve_secrets
 from supervisor.guest.source import serve_source
-from supervisor.model.build import Build, Phase, Provenance, Reason, Step
+from supervisor.model.build import Build, NetworkMode, Phase, Policy, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
 from supervisor.model.oci import parse_digest
@@ -91,6 +93,8 @@ class BuildDeps:
     """(build, lifetime in seconds) → a token for what this build may push and pull."""
     serve_registry: Callable[[GuestPort], Awaitable[None]]
     """Serves `/v2`, and nothing else, to one machine."""
+    serve_egress: Callable[[GuestPort, Policy, OnDecision], Awaitable[None]]
+    """Serves the proxy to one machine, within what the policy of its build allows."""
     dial: Callable[[Machine, int], Awaitable[trio.abc.Stream]]
     """Waits until a port of the guest answers, and connects to it."""
 
@@ -176,7 +180,7 @@ class BuildActor:
                 secrets = await self._read_secrets()
                 machine = await nursery.start(self._deps.hypervisor.run_machine, spec)
                 self._clock.enter(Phase.BOOT)
-                await self._open_ports(machine, secrets, nursery)
+                await self._open_ports(machine, secrets, events, nursery)
                 link = await self._connect(machine)
                 try:
                     await self._greet(link)
@@ -194,10 +198,14 @@ class BuildActor:
             nursery.cancel_scope.cancel(reason=f"build {self.id}: the attempt is over")
 
     async def _open_ports(
-        self, machine: Machine, secrets: Mapping[str, bytes], nursery: trio.Nursery
+        self,
+        machine: Machine,
+        secrets: Mapping[str, bytes],
+        events: BuildLog,
+        nursery: trio.Nursery,
     ) -> None:
-        """Serve the registry, the source and the secrets to this machine while it lasts."""
-        source = self._build.source
+        """Serve this machine, while it lasts, what its build may have of the host."""
+        source, policy = self._build.source, self._build.request.policy
         path = self._deps.ledger.source_path(self.id)
 
         async def send_source(port: GuestPort) -> None:
@@ -207,10 +215,32 @@ class BuildActor:
             silence = self._deps.settings.link_silence
             await serve_secrets(port, secrets, silence_seconds=silence)
 
+        async def note_decision(decision: Decision) -> None:
+            await self._note_decision(events, decision)
+
+        async def serve_egress(port: GuestPort) -> None:
+            await self._deps.serve_egress(port, policy, note_decision)
+
         await nursery.start(_serve_port, machine, wire.REGISTRY_PORT, self._deps.serve_registry)
         await nursery.start(_serve_port, machine, wire.SOURCE_PORT, send_source)
         if secrets:
             await nursery.start(_serve_port, machine, wire.SECRETS_PORT, send_secrets)
+        if policy.network_mode is NetworkMode.EGRESS:
+            await nursery.start(_serve_port, machine, wire.EGRESS_PORT, serve_egress)
+
+    async def _note_decision(self, events: BuildLog, decision: Decision) -> None:
+        """Tell the build's followers what became of a request of theirs to the network."""
+        where = f"{decision.host}:{decision.port}"
+        if decision.allowed:
+            traffic = f"{decision.bytes_sent} bytes sent, {decision.bytes_received} received"
+            said = f"[egress] allowed {where}: {traffic}"
+        else:
+            said = f"[egress] denied {where}"
+        said += f": {decision.reason}" if decision.reason else ""
+        try:
+            await _store(events, self._transcript.notice(said, self._now()))
+        except HostError as exc:
+            self._log.error("build.log_incomplete", why=exc.message)
 
     async def _read_secrets(self) -> Mapping[str, bytes]:
         """Read the secrets before anything boots. Raises SecretNotFound, and HostError."""

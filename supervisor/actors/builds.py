@@ -150,8 +150,9 @@ class BuildService:
 
         Following ends after the final status; not following ends at the last event there is.
         """
-        await self._ledger.repair(await self.get(build_id))
+        build = await self.get(build_id)
         async with self._ledger.logs.open(build_id) as log:
+            await self._ledger.repair(build, log)
             yield EventReader(log, await log.locate(after), follow=follow)
 
     def log_path(self, build_id: BuildId) -> Path:

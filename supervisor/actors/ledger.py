@@ -82,18 +82,16 @@ class Ledger:
                 log.error("build.announcement_failed", build_id=build.id, why=exc.message)
         return after
 
-    async def repair(self, build: Build) -> None:
+    async def repair(self, build: Build, events: BuildLog) -> None:
         """Announce a final status that a crash or a full disk kept from being announced.
 
         Whoever is about to announce it may be overtaken: a log takes one final status only. If it
-        cannot be written even now, that is logged.
+        cannot be written even now, that is logged, and the log is abandoned.
         """
-        if not build.status.is_final:
+        if not build.status.is_final or events.is_final:
             return
         try:
-            async with self.logs.open(build.id) as events:
-                if not events.is_final:
-                    await self._announce(build, events)
+            await self._announce(build, events)
         except HostError as exc:
             log.error("build.announcement_failed", build_id=build.id, why=exc.message)
 

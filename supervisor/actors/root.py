@@ -25,8 +25,12 @@ from supervisor.actors.registry import RegistryActor
 from supervisor.actors.runner import BuildRunner
 from supervisor.actors.schedule import Capacity
 from supervisor.config import Settings
+from supervisor.egress.policy import EgressLimits, EgressPolicy
+from supervisor.egress.proxy import OnDecision, serve_egress
+from supervisor.egress.resolver import host_resolver
+from supervisor.egress.routes import host_address_rule
 from supervisor.errors import NotFound
-from supervisor.model.build import Build
+from supervisor.model.build import Build, Policy
 from supervisor.model.ids import BuildId, IdSource, Tenant
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
@@ -90,6 +94,8 @@ class RootActor:
             deps.clock,
             deps.metrics.count_end,
         )
+        self._address_rule = host_address_rule(deps.settings.egress_allowed_networks)
+        self._resolver = host_resolver(deps.threads.names)
         self._limits = QueueLimits(
             Capacity(deps.settings.max_concurrent_source_builds, deps.settings.tenant_capacity),
             deps.settings.max_queued_builds,
@@ -153,6 +159,7 @@ class RootActor:
             builder_image_digest=deps.builder_image_digest,
             mint_registry_token=self._mint_token,
             serve_registry=deps.serve_registry,
+            serve_egress=self._serve_egress,
             dial=wait_connect,
         )
 
@@ -164,6 +171,16 @@ class RootActor:
             grants=grants_of(build),
             now=self._deps.clock(),
             lifetime_seconds=lifetime_seconds,
+        )
+
+    async def _serve_egress(self, port: GuestPort, policy: Policy, on_decision: OnDecision) -> None:
+        ports = self._deps.settings.egress_ports
+        await serve_egress(
+            port,
+            EgressPolicy.from_build(policy, self._address_rule, ports),
+            EgressLimits.from_settings(self._deps.settings),
+            self._resolver,
+            on_decision,
         )
 
     async def _sweep(self) -> None:

@@ -71,6 +71,13 @@ class Transcript:
             Rendered([step_event(rfc3339(now), step)], (head + tail).encode()), now
         )
 
+    def notice(self, content: str, now: float) -> Rendered:
+        """Return what to append for a line of the host's own."""
+        self._open_line = None
+        return self._limited(
+            Rendered([log_event(rfc3339(now), "", content)], f"{content}\n".encode()), now
+        )
+
     def _prefix(self, step: str) -> str:
         number = self._number_of(step)
         return f"#{number} " if number is not None else ""

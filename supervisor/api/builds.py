@@ -47,7 +47,6 @@ class BuildRoutes:
                 request.content_length,
                 upload,
                 self._deps.settings.max_source_bytes,
-                self._deps.enabled_parts,
             )
             key = request.headers.get("Idempotency-Key")
             build = await submit(self._deps, g.caller, upload, from_texts(texts), key)

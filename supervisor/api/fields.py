@@ -33,27 +33,6 @@ MAX_DOCKERFILE_BYTES = 1 << 20
 MAX_TEXT_BYTES = 256 << 10
 """Of any other part."""
 
-ENABLED_PARTS = frozenset(
-    {
-        "source",
-        "dockerfile",
-        "dockerfile_path",
-        "target",
-        "build_args",
-        "tags",
-        "source_hash",
-        "timeout_seconds",
-        "memory_mb",
-        "cpus",
-        "no_cache",
-        "image_name",
-        "network_mode",
-        "runtime",
-    }
-)
-"""The parts that have their machinery. The parser knows all of them; the others are answered 400.
-`network_mode=egress` stands for asking for egress by name."""
-
 DEPRECATED_WARNING = '299 - "the part `runtime` is deprecated and ignored"'
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -219,12 +198,10 @@ _JSON = frozenset({"build_args", "tags", "secrets", "allowed_domains"})
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def check_part_name(name: str, enabled: frozenset[str]) -> None:
-    """Raise InvalidRequest if there is no part of that name, or none that works yet."""
+def check_part_name(name: str) -> None:
+    """Raise InvalidRequest if there is no such part."""
     if name != "source" and name not in BuildFields.model_fields:
         raise InvalidRequest(f"there is no part {name[:64]!a}")
-    if name not in enabled:
-        raise InvalidRequest(f"the part `{name}` is not supported by this version of the daemon")
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -232,22 +209,18 @@ def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
     return {name: _from_text(name, text) for name, text in texts.items() if text != ""}
 
 
-def parse_fields(values: Mapping[str, Any], enabled: frozenset[str]) -> BuildFields:
+def parse_fields(values: Mapping[str, Any]) -> BuildFields:
     """Check the fields of a submission; null and empty texts count as absent.
 
     Raises InvalidRequest naming each part that is wrong.
     """
     present = {name: value for name, value in values.items() if value is not None and value != ""}
     for name in present:
-        check_part_name(name, enabled)
+        check_part_name(name)
     try:
         fields = BuildFields.model_validate(present)
     except ValidationError as exc:
         raise InvalidRequest(_first_of(exc), details=_all_of(exc)) from exc
-    if fields.network_mode is NetworkMode.EGRESS and "network_mode=egress" not in enabled:
-        raise InvalidRequest(
-            "the part `network_mode`: `egress` is not supported by this version of the daemon"
-        )
     if fields.allowed_domains is not None and fields.network_mode is NetworkMode.ISOLATED:
         raise InvalidRequest("the part `allowed_domains` has no meaning with network_mode=isolated")
     if len({secret.id for secret in fields.secrets}) < len(fields.secrets):

@@ -30,7 +30,6 @@ async def receive_form(
     content_length: int | None,
     upload: Upload,
     max_source_bytes: int,
-    enabled: frozenset[str],
 ) -> dict[str, str]:
     """Write the part `source` to `upload` and return the texts of the others.
 
@@ -39,7 +38,7 @@ async def receive_form(
     most = max_source_bytes + OVERHEAD_BYTES
     if content_length is not None and content_length > most:
         raise PayloadTooLarge(f"the source is larger than {max_source_bytes:,} bytes")
-    form = _Form(upload, enabled)
+    form = _Form(upload)
     parser = _open_parser(content_type)
     received = 0
     try:
@@ -62,11 +61,10 @@ async def receive_form(
 class _Form:
     """The parts of one form, one after the other."""
 
-    def __init__(self, upload: Upload, enabled: frozenset[str]) -> None:
+    def __init__(self, upload: Upload) -> None:
         self.texts: dict[str, str] = {}
         self.has_source = False
         self._upload = upload
-        self._enabled = enabled
         self._name = ""
         self._text = bytearray()
 
@@ -85,7 +83,7 @@ class _Form:
 
     def _begin_part(self, part: MultipartSegment) -> None:
         self._name = part.name or ""
-        check_part_name(self._name, self._enabled)
+        check_part_name(self._name)
         if self._name in self.texts or (self._name == "source" and self.has_source):
             raise InvalidRequest(f"the part `{self._name}` is there twice")
         self.has_source |= self._name == "source"

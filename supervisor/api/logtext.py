@@ -74,7 +74,7 @@ def log_response(path: Path, request: Request, threads: Threads) -> Response:
         )
         return respond(problem)
     (start, stop), status = ((0, size), 200) if part is None else (part, 206)
-    body = FileBody(path, start, stop, threads)
+    body = FileBody(path, stop if request.method == "HEAD" else start, stop, threads)
     response = Response(body, status, content_type="text/plain; charset=utf-8")
     response.headers["Accept-Ranges"] = "bytes"
     response.headers["Content-Length"] = str(stop - start)

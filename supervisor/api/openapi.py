@@ -260,14 +260,9 @@ def _responses(route: Route) -> Json:
 
 
 def _form(deps: ApiDeps, fields: Json) -> Json:
-    shown = {name: dict(schema) for name, schema in fields.items() if name in deps.enabled_parts}
+    shown = {name: dict(schema) for name, schema in fields.items()}
     for limit in LIMITS:
         shown[limit.field]["maximum"] = getattr(deps.settings, limit.setting)
-    if "network_mode=egress" not in deps.enabled_parts:
-        shown["network_mode"] = {
-            "enum": ["isolated"],
-            "description": fields["network_mode"]["description"],
-        }
     source = {
         "type": "string",
         "format": "binary",

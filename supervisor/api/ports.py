@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor.actors.builds import BuildFilter, NewBuild
-from supervisor.api.fields import ENABLED_PARTS
 from supervisor.api.stopping import Stopping
 from supervisor.config import Keys, Settings
 from supervisor.model.build import Build, Step
@@ -112,4 +111,3 @@ class ApiDeps:
     """The registry as users see it, `host:port`."""
     clock: Clock = wall_clock
     stopping: Stopping = field(default_factory=Stopping)
-    enabled_parts: frozenset[str] = ENABLED_PARTS

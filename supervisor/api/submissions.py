@@ -41,11 +41,10 @@ async def submit(
     """Check a whole upload and its fields, and have the build taken in.
 
     Returns the earlier build if `idempotency_key` has made one: its id is not the upload's then.
-
     Raises the UserError that says what is wrong. A client that goes away during the checks leaves
     nothing; once they are passed, the build is taken in whether the client still waits or not.
     """
-    fields = parse_fields(values, deps.enabled_parts)
+    fields = parse_fields(values)
     request = to_request(fields, deps.settings, caller)
     source = await upload.finish()
     if fields.source_hash is not None and fields.source_hash != source.sha256:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent import wire
 from supervisor.config import Settings
-from supervisor.model.build import Build
+from supervisor.model.build import Build, NetworkMode
 from supervisor.model.cache import CACHE_TAG, global_cache, tenant_cache
 
 
@@ -32,6 +32,7 @@ def guest_config(
         mirrors=settings.mirrors,
         cache_import=_cache_imports(build),
         cache_export=_cache_export(build),
+        egress=request.policy.network_mode is NetworkMode.EGRESS,
         base_image_digest=request.base_image_digest or "",
         now=now,
     )

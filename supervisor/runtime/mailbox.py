@@ -108,7 +108,7 @@ class Mailbox(Generic[M]):
 
 @contextmanager
 def answering(message: object) -> Iterator[None]:
-    """Guard the handling of one message: if it raises, the asker learns so before the actor dies."""
+    """Guard the handling of a message: if it raises, the asker learns so before the actor dies."""
     try:
         yield
     except BaseException:

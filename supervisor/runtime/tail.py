@@ -17,7 +17,7 @@ class Tail:
             del self._data[: -self._limit]
 
     def text(self) -> str:
-        """Return what is kept as text safe to show: no control characters but line ends and tabs."""
+        """Return what is kept as text safe to show: its controls are line ends and tabs only."""
         text = self._data.decode(errors="replace").replace("\r\n", "\n")
         return "".join(
             c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text

@@ -97,7 +97,8 @@ class _Results:
                 self._known[name] = await boots(platform)
             except VmBootFailed as exc:
                 # Quickly found out, and it may have been a full disk: not remembered.
-                log.bind(platform=name, why=exc.message).warning("platform.refused")
+                facts = {"platform": name, "why": exc.message, "evidence": exc.evidence[-300:]}
+                log.bind(**facts).warning("platform.refused")
                 return False
             log.bind(platform=name, works=self._known[name]).info("platform.probed")
             self._save()

@@ -14,6 +14,7 @@ and the directory is removed, nothing is left.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
@@ -189,9 +190,18 @@ class _Run:
 
     async def _start_device(self) -> Process:
         argv = self._shape.sandbox.wrap(vsock_argv(self._shape.directory))
-        # Its state is its connections, so there is nothing to be polite about.
-        run = partial(run_daemon, argv, stop_grace=0, env={"RUST_LOG": "warn"})
-        device: Process = await self._nursery.start(run)
+
+        def end_crashed(_: bytes) -> None:
+            # Its threads panic one by one, and the process stays, serving nobody.
+            if device is not None and "panicked at" in device.tail():
+                device.signal_group(signal.SIGKILL)
+
+        device: Process | None = None
+        # Its state is its connections, so there is nothing to be polite about. A guest can have it
+        # warn without end, so it is told not to.
+        run = partial(run_daemon, argv, stop_grace=0, env={"RUST_LOG": "error"}, sink=end_crashed)
+        device = await self._nursery.start(run)
+        assert device is not None
         return device
 
     async def _connect_device(self, device: Process, theirs: ExitStack) -> socket.socket:
@@ -262,7 +272,8 @@ class _Run:
     async def _watch_device(self, machine: QemuMachine) -> None:
         """End a machine whose vsock device has ended: nobody can reach it any more."""
         end = await machine.processes.device.wait()
-        machine.end(f"the machine's vsock device ended: {end.why}")
+        why = "it crashed" if "panicked at" in end.tail else end.why
+        machine.end(f"the machine's vsock device ended: {why}")
         self._nursery.cancel_scope.cancel(reason="the vsock device ended")
 
     def _on_up(self) -> None:

@@ -104,7 +104,8 @@ async def test_a_slot_is_held_exactly_until_the_machine_is_gone(
         await world.wait_status(ours, Status.BUILDING)
         while ours in world.runner.running:
             await trio.lowlevel.checkpoint()
-        assert not world.hypervisor.running
+            held = ours in world.runner.running
+            assert held or not world.hypervisor.running
         assert (await world.builds.get(ours)).status is Status.READY
 
 

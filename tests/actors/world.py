@@ -17,14 +17,15 @@ from typing import Any
 import trio
 
 from supervisor.actors import queue
-from supervisor.actors.build import BuildDeps
+from supervisor.actors.build import BuildDeps, GuestPort
 from supervisor.actors.builds import BuildService, NewBuild
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
 from supervisor.actors.runner import BuildRunner
 from supervisor.actors.schedule import Capacity
 from supervisor.config import Settings, load_settings
-from supervisor.model.build import Build, BuildRequest, Status
+from supervisor.egress.proxy import OnDecision
+from supervisor.model.build import Build, BuildRequest, Policy, Status
 from supervisor.model.events import START, EventId
 from supervisor.model.ids import BuildId, IdSource, Tenant
 from supervisor.runtime.mailbox import Mailbox
@@ -94,7 +95,7 @@ class World:
         """Wait until a build has ended, and its slot is free; return it."""
         await self.events(build_id)
         while build_id in self.runner.running:
-            await trio.lowlevel.checkpoint()
+            await trio.sleep(0.01)  # noqa: ASYNC110 - a slot's release is told to the queue only
         return await self.builds.get(build_id)
 
     async def mark_cancel_requested(self, build_id: BuildId) -> None:
@@ -156,6 +157,7 @@ async def open_world(
             builder_image_digest="sha256:" + "cd" * 32,
             mint_registry_token=registry.mint,
             serve_registry=registry.serve,
+            serve_egress=serve_nothing,
             dial=wait_connect,
         )
         try:
@@ -186,3 +188,8 @@ async def open_world(
             mailbox.close()
         assert logs.open_count == 0
     assert not hypervisor.running
+
+
+async def serve_nothing(port: GuestPort, policy: Policy, on_decision: OnDecision) -> None:
+    """Stand in for the proxy: whoever connects waits."""
+    await trio.sleep_forever()

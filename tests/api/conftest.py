@@ -19,7 +19,6 @@ import trio.lowlevel
 
 from supervisor import tokens
 from supervisor.api.app import make_app
-from supervisor.api.fields import BuildFields
 from supervisor.api.front import ASGIApp, Front
 from supervisor.api.listeners import Addresses, serve_api
 from supervisor.api.ports import ApiDeps
@@ -33,7 +32,6 @@ from tests.fakes.build_service import FakeBuilds
 
 API_KEY = b"a" * 32
 REGISTRY_KEY = b"r" * 32
-ALL_PARTS = frozenset(BuildFields.model_fields) | {"source", "network_mode=egress"}
 
 
 def tar_gz(**files: bytes) -> bytes:

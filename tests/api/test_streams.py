@@ -201,6 +201,12 @@ class TestText:
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert response.headers["Accept-Ranges"] == "bytes"
 
+    async def test_a_head_request_tells_the_length(self, api: Api) -> None:
+        build_id = await api.submit_finished("one", "two")
+        async with api.client(**bearer(), Accept="text/plain") as client:
+            response = await client.head(f"/builds/{build_id}/logs")
+        assert (response.headers["Content-Length"], response.content) == ("8", b"")
+
     async def test_a_log_that_has_not_begun_is_empty(self, api: Api) -> None:
         response = await self.get(api, await api.submit())
         assert (response.status_code, response.content) == (200, b"")

@@ -28,7 +28,7 @@ _NUMBERS = itertools.count(1)
 
 def new_spec() -> MachineSpec:
     """Return the shape of a machine that has not been there before."""
-    return MachineSpec(MachineId(f"contract-{next(_NUMBERS)}"), cpus=2, memory_mb=512)
+    return MachineSpec(MachineId(f"contract-{next(_NUMBERS)}"), cpus=1, memory_mb=512)
 
 
 class Harness(Protocol):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
+import socket
+import struct
 import sys
+import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +21,7 @@ import trio
 from agent import wire
 from supervisor.errors import GuestLost, VmBootFailed
 from supervisor.runtime.process import Process, run_daemon
+from supervisor.vm.argv import VSOCK_NAME
 from supervisor.vm.machine import GuestUnreachable, Machine, MachineSpec, wait_connect
 from supervisor.vm.qemu_machine import QemuMachine
 from supervisor.vm.vsock import MAX_UNANSWERED
@@ -298,6 +303,34 @@ async def test_a_machine_whose_vsock_device_dies_ends(harness: RealHarness) -> N
         end = await machine.wait_exit()
     assert end.description == "the machine's vsock device ended: killed by SIGKILL"
     assert harness.leftovers() == []
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
+async def test_a_vsock_device_that_crashes_and_stays_ends_its_machine(
+    harness: RealHarness,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: QemuMachine = await nursery.start(harness.hypervisor.run_machine, new_spec())
+        await (await wait_connect(machine, ECHO_PORT)).aclose()
+        # What `connect` never does: hang up between the question and its answer.
+        os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+        with socket.socket(socket.AF_UNIX) as impatient:
+            impatient.connect(str(harness.root / "machines" / machine.id / VSOCK_NAME))
+            impatient.sendall(b"CONNECT %d\n" % ECHO_PORT)
+            while unread_by_peer(impatient):  # noqa: ASYNC110 - sockets have no event for it
+                await trio.sleep(0.005)
+        os.kill(machine.processes.vmm.pid, signal.SIGCONT)
+        end = await machine.wait_exit()
+    assert end.description == "the machine's vsock device ended: it crashed"
+    assert "panicked at" in end.evidence
+    assert harness.leftovers() == []
+
+
+def unread_by_peer(sock: socket.socket) -> int:
+    """Return how many bytes the other end of a UNIX socket has not read yet."""
+    count: int = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+    return count
 
 
 @pytest.mark.e2e

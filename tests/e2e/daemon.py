@@ -26,6 +26,10 @@ IMAGES_DIR = REPOSITORY_ROOT / "build" / "images"
 BASES_DIR = REPOSITORY_ROOT / "build" / "bases"
 TOOLS_DIR = REPOSITORY_ROOT / "build" / "tools" / "bin"
 
+EGRESS_ADDRESS = "127.0.0.2"
+"""Stands for an internal mirror: an address of this host, opened to builds by the operator."""
+EGRESS_PORT = 38080
+
 START_SECONDS = 120
 """Probing the accelerator and importing the base images take most of it."""
 BUILD_SECONDS = 600
@@ -69,6 +73,8 @@ class Daemon:
             "IMAGES_DIR": str(IMAGES_DIR),
             "SEED_IMAGES_DIR": str(BASES_DIR),
             "METRICS_ADDRESS": "none",
+            "EGRESS_ALLOWED_NETWORKS": f"{EGRESS_ADDRESS}/32",
+            "EGRESS_PORTS": f"80,443,{EGRESS_PORT}",
             "BUILD_SECRETS_DIR": str(self.root / "secrets"),
             **self.settings,
         }

@@ -29,7 +29,7 @@ ASYNC_EXCEPTIONS = {
 }
 """What the linter is wrong about: by file and rule, and why it does not hold there."""
 ASYNC_DISABLED = "ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC914"
-"""Opinions about checkpoints in every path, and about generators, which this code does not share."""
+"""Opinions on checkpoints in every path, and on generators, that this code does not share."""
 WORKERS = os.cpu_count() or 1
 WORDS = "crate,ist,vertexes,te,caf,staus,runn"
 """BuildKit's and the protocols' words, and the mistakes that tests make on purpose."""
