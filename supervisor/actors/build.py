@@ -147,7 +147,7 @@ class BuildActor:
     def interrupt(self) -> None:
         """Give the attempt up and let the build wait for another one. Returns at once."""
         if self._verdict is None:
-            self._verdict = Interrupted()
+            self._verdict = Interrupted(is_planned=True)
         self._scope.cancel(reason=f"build {self.id}: the daemon stops")
 
     # -- the task ------------------------------------------------------------------------------
@@ -157,8 +157,14 @@ class BuildActor:
         timeout = self._build.request.policy.timeout_seconds
         async with self._deps.ledger.logs.open(self.id) as events:
             self._scope.deadline = trio.current_time() + timeout
-            with self._scope:
-                await self._run_machine(events)
+            try:
+                with self._scope:
+                    await self._run_machine(events)
+            except Exception as exc:
+                # A fault while everything is taken down does not undo what was reached before.
+                if self._verdict is None:
+                    raise
+                self._log.opt(exception=exc).error("attempt.ended_badly")
             if self._verdict is None:
                 self._verdict = self._ended(
                     Reason.BUILD_TIMEOUT, f"the build did not finish within {timeout} s"

@@ -175,7 +175,8 @@ class QueueActor:
         self._ledger = ledger
         self._runner = runner
         self._limits = limits
-        self._waiting: dict[BuildId, Build] = {}
+        # Whose each waiting build is; a whole request may be megabytes, and a thousand may wait.
+        self._waiting: dict[BuildId, Tenant] = {}
         self._returning: set[BuildId] = set()
         """Builds whose actor has ended, and that may have to wait again."""
         self._last_start: dict[Tenant, int] = {}
@@ -196,8 +197,8 @@ class QueueActor:
 
     async def _recover(self) -> None:
         """Take up every build without a final status."""
-        for build in await self._ledger.database.run(builds.unfinished_builds):
-            await self._take_up(build)
+        for build_id in await self._ledger.database.run(builds.unfinished_ids):
+            await self._take_up(await self._load(build_id))
 
     async def _take_up(self, build: Build) -> None:
         """Let a stored build wait, unless it runs or has ended. One that lost its machine, too."""
@@ -209,7 +210,7 @@ class QueueActor:
         if build.cancel_requested:
             build = await self._ledger.apply(build, CancelRequested())
         if build.status is Status.QUEUED:
-            self._waiting[build.id] = build
+            self._waiting[build.id] = build.tenant
 
     async def _move_on(self) -> float:
         """Do what follows from the present state. Return after how many seconds to try again."""
@@ -236,13 +237,13 @@ class QueueActor:
         self._handle.check_room()
         build = await self._ledger.enter(asked, key)
         if build.id == asked.id:
-            self._waiting[build.id] = build
+            self._waiting[build.id] = build.tenant
             self._publish()
         return build
 
     async def _cancel(self, build_id: BuildId) -> None:
-        if (waiting := self._waiting.get(build_id)) is not None:
-            await self._ledger.apply(waiting, CancelRequested())
+        if build_id in self._waiting:
+            await self._ledger.apply(await self._load(build_id), CancelRequested())
             del self._waiting[build_id]
         elif (running := self._runner.running.get(build_id)) is not None:
             await self._ledger.database.run(builds.mark_cancel_requested, build_id)
@@ -252,7 +253,7 @@ class QueueActor:
 
     async def _cancel_between_owners(self, build_id: BuildId) -> None:
         """Cancel a build that neither waits nor runs: ended, unknown, or on its way back here."""
-        build = await self._ledger.database.run(builds.get_build, build_id)
+        build = await self._load(build_id)
         if build.status.is_final:
             raise Conflict(f"build {build_id} has ended already; there is nothing to cancel")
         await self._ledger.apply(build, CancelRequested())
@@ -261,18 +262,20 @@ class QueueActor:
         """Let the builds wait again whose actors have ended without a verdict."""
         for build_id in list(self._returning):
             try:
-                build = await self._ledger.database.run(builds.get_build, build_id)
+                build = await self._load(build_id)
             except NotFound:
                 pass  # purged since
             else:
+                # Its end may be stored and, on a disk that stalled, not announced.
+                async with self._ledger.logs.open(build_id) as events:
+                    await self._ledger.repair(build, events)
                 await self._take_up(build)
             self._returning.discard(build_id)
 
     async def _start_what_fits(self) -> None:
         """Start what the plan says, one after the other, and show the order of the rest."""
         while start := self._publish():
-            build = self._waiting[start[0]]
-            build = await self._ledger.apply(build, Started())
+            build = await self._ledger.apply(await self._load(start[0]), Started())
             # From here on the build belongs to its actor; nothing awaits in between.
             del self._waiting[build.id]
             self._starts += 1
@@ -282,7 +285,7 @@ class QueueActor:
     def _publish(self) -> tuple[BuildId, ...]:
         """Show the present order; return what may start now."""
         decision = plan(
-            {build.id: build.tenant for build in self._waiting.values()},
+            self._waiting,
             [running.tenant for running in self._runner.running.values()],
             self._last_start,
             self._limits.capacity,
@@ -292,6 +295,9 @@ class QueueActor:
             return ()
         self._handle.publish_positions(decision.waiting)
         return decision.start
+
+    async def _load(self, build_id: BuildId) -> Build:
+        return await self._ledger.database.run(builds.get_build, build_id)
 
     async def _done(self, build_id: BuildId) -> None:
         # A queue that is gone for good reads the store when the daemon starts again.

@@ -29,7 +29,6 @@ from supervisor.egress.policy import EgressLimits, EgressPolicy
 from supervisor.egress.proxy import OnDecision, serve_egress
 from supervisor.egress.resolver import host_resolver
 from supervisor.egress.routes import host_address_rule
-from supervisor.errors import NotFound
 from supervisor.model.build import Build, Policy
 from supervisor.model.ids import BuildId, IdSource, Tenant
 from supervisor.runtime.clock import Clock
@@ -202,11 +201,7 @@ class RootActor:
 
 async def tenant_of_build(database: Database, build_id: BuildId) -> Tenant | None:
     """Return whose a build is: the registry asks on each access to `builds/{id}`."""
-    try:
-        build = await database.run(builds.get_build, build_id)
-    except NotFound:
-        return None
-    return build.tenant
+    return await database.run(builds.get_tenant, build_id)
 
 
 def _layouts_sync(directory: Path) -> list[Path]:

@@ -25,6 +25,7 @@ class BuildRunner:
         self._deps = deps
         self._running: dict[BuildId, BuildActor] = {}
         self._fewer = trio.Event()
+        self._is_hurried = False
 
     @property
     def running(self) -> Mapping[BuildId, BuildActor]:
@@ -40,13 +41,14 @@ class BuildRunner:
 
     async def drain(self, grace_seconds: float) -> None:
         """Let running builds finish for `grace_seconds`, then put the rest back into the queue."""
-        with trio.move_on_after(grace_seconds):
+        with trio.move_on_after(0 if self._is_hurried else grace_seconds):
             await self._wait_idle()
         self.interrupt()
         await self._wait_idle()
 
     def interrupt(self) -> None:
-        """Begin to put every running build back into the queue. Returns at once."""
+        """Begin to put every running build back into the queue, now and later. Returns at once."""
+        self._is_hurried = True
         for actor in list(self._running.values()):
             actor.interrupt()
 

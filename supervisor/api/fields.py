@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import (
@@ -29,7 +30,8 @@ from supervisor.tokens import Caller
 
 MIN_MEMORY_MB = 512
 """Less does not boot."""
-MAX_DOCKERFILE_BYTES = 1 << 20
+MAX_DOCKERFILE_BYTES = 512 << 10
+"""With all the other fields it still fits into one frame of the guest link."""
 MAX_TEXT_BYTES = 256 << 10
 """Of any other part."""
 
@@ -52,6 +54,10 @@ def _check_path(path: str) -> str:
 def _check_text(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not hold a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode") from None
     return text
 
 
@@ -223,9 +229,16 @@ def parse_fields(values: Mapping[str, Any]) -> BuildFields:
         raise InvalidRequest(_first_of(exc), details=_all_of(exc)) from exc
     if fields.allowed_domains is not None and fields.network_mode is NetworkMode.ISOLATED:
         raise InvalidRequest("the part `allowed_domains` has no meaning with network_mode=isolated")
+    _check_size("dockerfile", [fields.dockerfile or ""], MAX_DOCKERFILE_BYTES)
+    _check_size("build_args", chain.from_iterable(fields.build_args.items()), MAX_TEXT_BYTES)
     if len({secret.id for secret in fields.secrets}) < len(fields.secrets):
         raise InvalidRequest("the part `secrets` names a secret twice")
     return fields
+
+
+def _check_size(name: str, texts: Iterable[str], most: int) -> None:
+    if sum(len(text.encode()) for text in texts) > most:
+        raise InvalidRequest(f"the part `{name}` is too large; at most {most:,} bytes are allowed")
 
 
 def to_request(fields: BuildFields, settings: Settings, caller: Caller) -> BuildRequest:

@@ -46,7 +46,10 @@ async def run_daemon(settings: Settings) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         keys = _require_keys(settings)
         prepare_directories(settings)
-        with hold_lock(settings.data_dir):
+        with (
+            hold_lock(settings.data_dir, "DATA_DIR"),
+            hold_lock(settings.runtime_dir, "RUNTIME_DIR"),
+        ):
             async with trio.open_nursery() as nursery:
                 daemon = _Daemon(settings, keys)
                 nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)

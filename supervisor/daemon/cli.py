@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import sys
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -17,6 +19,8 @@ from supervisor.daemon.app import run_daemon
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.runtime.logs import log, setup_logging
 
+MAX_OPEN_FILES = 65_536
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -24,6 +28,7 @@ app = typer.Typer(
     help="Build container images from source, each build in a microVM of its own.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Inspect the configuration.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
@@ -43,12 +48,12 @@ def run(config: ConfigFile = None) -> None:
     """
     settings = _load(config)
     setup_logging(settings.log_level)
+    os.umask(0o027)  # what is stored belongs to the daemon's user and group
+    _raise_file_limit()
     try:
         trio.run(run_daemon, settings)
-    except* SupervisorError as group:
-        for exc in _leaves(group):
-            log.error("daemon.failed", code=exc.code, why=exc.message)
-        raise SystemExit(EXIT_USAGE if group.subgroup(ConfigError) else EXIT_FAILED) from None
+    except Exception as exc:
+        raise SystemExit(_report(exc)) from None
 
 
 @config_app.command("check", epilog="Example: hypeman-supervisor config check --json")
@@ -100,8 +105,26 @@ def _show(value: Any) -> Any:
             return value
 
 
-def _leaves(group: BaseExceptionGroup[SupervisorError]) -> list[SupervisorError]:
+def _report(exc: Exception) -> int:
+    """Log why the daemon ended, each reason once; return its exit status."""
+    known, rest = ExceptionGroup("", [exc]).split(SupervisorError)
+    for leaf in _leaves(known):
+        log.error("daemon.failed", code=leaf.code, why=leaf.message)
+    if rest is not None:
+        log.opt(exception=rest).critical("daemon.crashed")
+    return EXIT_USAGE if known is not None and known.subgroup(ConfigError) else EXIT_FAILED
+
+
+def _leaves(group: ExceptionGroup[SupervisorError] | None) -> list[SupervisorError]:
     found: list[SupervisorError] = []
-    for exc in group.exceptions:
-        found += _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
+    for exc in group.exceptions if group is not None else ():
+        found += _leaves(exc) if isinstance(exc, ExceptionGroup) else [exc]
     return found
+
+
+def _raise_file_limit() -> None:
+    """Take as many file descriptors as allowed: each connection and each machine needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,4 +1,7 @@
-"""One daemon per data directory."""
+"""One daemon for each data directory, and for each runtime directory.
+
+Two that shared the latter would take each other's machines for leftovers.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,19 @@ def prepare_directories(settings: Settings) -> None:
 
 
 @contextmanager
-def hold_lock(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory's lock during the block; the kernel frees it if the daemon dies.
+def hold_lock(directory: Path, setting: str) -> Iterator[None]:
+    """Hold a directory's lock during the block; the kernel frees it if the daemon dies.
 
-    Raises ConfigError, naming the other daemon's process, if it is taken.
+    Raises ConfigError, naming the other daemon's process and the setting, if it is taken.
     """
-    fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
-                f"another daemon (process {owner}) uses {data_dir}; stop it or set DATA_DIR"
+                f"another daemon (process {owner}) uses {directory}; stop it or set {setting}"
             ) from exc
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

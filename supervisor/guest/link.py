@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import trio
 
 from agent import wire
-from supervisor.errors import GuestLost
+from supervisor.errors import GuestLost, HostError
 from supervisor.runtime.clock import Clock
 
 _RECEIVE_BYTES = 64 << 10
@@ -28,7 +28,10 @@ class GuestLink:
 
     async def send(self, message: wire.Message) -> None:
         """Send one message. If this is cancelled the link is unusable. Raises GuestLost."""
-        frame = wire.encode(message)
+        try:
+            frame = wire.encode(message)
+        except (wire.WireError, UnicodeEncodeError) as exc:
+            raise HostError(f"a {message.TYPE} message cannot be sent: {exc}") from exc
         try:
             async with self._send_lock:
                 with trio.fail_after(self._silence_seconds):

@@ -86,7 +86,7 @@ def _read(path: Path) -> bytes | None:
     """Read a secret's file, or return None if there is none."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise HostError(f"the secret {path.name!r} cannot be read: {exc.strerror}") from exc

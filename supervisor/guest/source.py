@@ -30,6 +30,9 @@ async def serve_source(
             # The guest closes when it has everything: closing first could cut what is in flight.
             await stream.receive_some(1)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("source.transfer_broken", path=path.name)
+            log.debug("source.transfer_broken")
+        except OSError as exc:
+            # The guest notices that the source is short, and says so in its result.
+            log.error("source.unreadable", path=path, why=exc.strerror)
         finally:
             await trio.aclose_forcefully(stream)

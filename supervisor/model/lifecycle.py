@@ -61,6 +61,9 @@ class CancelRequested:
 class Interrupted:
     """The host lost the attempt (a crash or a stop of the daemon); the build is not at fault."""
 
+    is_planned: bool = False
+    """A graceful stop of the daemon: it says nothing against the build, however often."""
+
 
 Event = Started | PushBegun | Succeeded | Ended | CancelRequested | Interrupted
 
@@ -121,7 +124,7 @@ def _when_running(build: Build, event: Event, now: float) -> Build:
             return replace(build, cancel_requested=True)
         case Interrupted() if build.cancel_requested:
             return _ended(build, Reason.CANCELLED, "cancelled", {}, now)
-        case Interrupted() if build.attempt >= MAX_ATTEMPTS:
+        case Interrupted(is_planned=False) if build.attempt >= MAX_ATTEMPTS:
             message = f"the host lost {build.attempt} attempts of this build; it is not tried again"
             return _ended(build, Reason.BUILDER_LOST, message, {}, now)
         case Interrupted():

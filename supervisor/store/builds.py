@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,6 +27,9 @@ from supervisor.store.tables import build_tags, builds
 _REQUEST = TypeAdapter(BuildRequest)
 _PROVENANCE = TypeAdapter(Provenance)
 _STEPS = TypeAdapter(tuple[Step, ...])
+
+_WHOLE = [column for column in builds.c if column is not builds.c.steps]
+_SUMMARY = [column for column in _WHOLE if column.name not in ("dockerfile", "build_args")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,27 @@ def mark_cancel_requested(connection: sa.Connection, build_id: BuildId) -> None:
 
 def get_build(connection: sa.Connection, build_id: BuildId) -> Build:
     """Return a build. Raises NotFound."""
-    row = connection.execute(sa.select(builds).where(builds.c.id == build_id)).one_or_none()
+    row = connection.execute(sa.select(*_WHOLE).where(builds.c.id == build_id)).one_or_none()
     if row is None:
         raise NotFound(f"there is no build {build_id}")
-    return _from_row(row)
+    request = replace(
+        _REQUEST.validate_python(row.request), dockerfile=row.dockerfile, build_args=row.build_args
+    )
+    return _from_row(row, request)
+
+
+def get_tenant(connection: sa.Connection, build_id: BuildId) -> Tenant | None:
+    """Return whose a build is, or None if there is no such build."""
+    tenant = connection.execute(sa.select(builds.c.tenant).where(builds.c.id == build_id)).scalar()
+    return None if tenant is None else Tenant(tenant)
 
 
 def list_builds(connection: sa.Connection, wanted: BuildFilter) -> list[Build]:
-    """Return the builds that the filter admits, newest first. Ids sort by time."""
-    query = sa.select(builds).order_by(builds.c.id.desc()).limit(wanted.limit)
+    """Return the builds that the filter admits, newest first. Ids sort by time.
+
+    To look at only: their requests come without `dockerfile` and `build_args`.
+    """
+    query = sa.select(*_SUMMARY).order_by(builds.c.id.desc()).limit(wanted.limit)
     if wanted.tenant is not None:
         query = query.where(builds.c.tenant == wanted.tenant)
     if wanted.status is not None:
@@ -88,14 +103,16 @@ def list_builds(connection: sa.Connection, wanted: BuildFilter) -> list[Build]:
             build_tags.c.key == key, build_tags.c.value == value
         )
         query = query.where(builds.c.id.in_(tagged))
-    return [_from_row(row) for row in connection.execute(query)]
+    return [
+        _from_row(row, _REQUEST.validate_python(row.request)) for row in connection.execute(query)
+    ]
 
 
-def unfinished_builds(connection: sa.Connection) -> list[Build]:
-    """Return every build that has no final status, in the order of their ids."""
+def unfinished_ids(connection: sa.Connection) -> list[BuildId]:
+    """Return the ids of all builds that have no final status, in order."""
     final = [status.value for status in Status if status.is_final]
-    query = sa.select(builds).where(builds.c.status.not_in(final)).order_by(builds.c.id)
-    return [_from_row(row) for row in connection.execute(query)]
+    query = sa.select(builds.c.id).where(builds.c.status.not_in(final)).order_by(builds.c.id)
+    return [BuildId(row.id) for row in connection.execute(query)]
 
 
 def stored_ids(connection: sa.Connection, ids: Iterable[BuildId]) -> set[BuildId]:
@@ -131,7 +148,11 @@ def _to_row(build: Build) -> dict[str, Any]:
         "tenant": build.tenant,
         "status": build.status.value,
         "attempt": build.attempt,
-        "request": _REQUEST.dump_python(build.request, mode="json"),
+        "request": _REQUEST.dump_python(
+            build.request, mode="json", exclude={"dockerfile", "build_args"}
+        ),
+        "dockerfile": build.request.dockerfile,
+        "build_args": dict(build.request.build_args),
         "source_sha256": build.source.sha256,
         "source_size_bytes": build.source.size_bytes,
         "created_at": build.created_at,
@@ -147,11 +168,11 @@ def _to_row(build: Build) -> dict[str, Any]:
     }
 
 
-def _from_row(row: sa.Row[Any]) -> Build:
+def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
     return Build(
         id=BuildId(row.id),
         tenant=Tenant(row.tenant),
-        request=_REQUEST.validate_python(row.request),
+        request=request,
         source=Source(row.source_sha256, row.source_size_bytes),
         created_at=row.created_at,
         status=Status(row.status),

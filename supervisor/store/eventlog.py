@@ -135,8 +135,8 @@ class BuildLog:
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._events_fd = os.open(self._directory / EVENTS_FILE, flags, 0o640)
                 self._text_fd = os.open(self._directory / TEXT_FILE, flags, 0o640)
-                for fd in (self._events_fd, self._text_fd):
-                    _drop_torn_line_sync(fd)
+                _drop_torn_line_sync(self._events_fd)
+                self._text_is_open = not _ends_a_line_sync(self._text_fd)
                 self._end = os.fstat(self._events_fd).st_size
                 self._is_final = is_final_status(_last_line_sync(self._events_fd, self._end))
         except HostError:
@@ -251,6 +251,11 @@ def _as_host_error(what: str) -> Iterator[None]:
     except OSError as exc:
         kind = ResourceExhausted if exc.errno in _DISK_FULL else HostError
         raise kind(f"{what}: {exc.strerror}") from exc
+
+
+def _ends_a_line_sync(fd: int) -> bool:
+    size = os.fstat(fd).st_size
+    return size == 0 or os.pread(fd, 1, size - 1) == b"\n"
 
 
 def _drop_torn_line_sync(fd: int) -> None:

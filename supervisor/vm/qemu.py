@@ -113,6 +113,7 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
     version = (await run_tool([QEMU, "--version"])).partition("\n")[0]
     await run_tool([VSOCK_DEVICE, "--version"])
     hypervisor = QemuHypervisor(config, await find_sandbox(), disk)
+    await hypervisor.sweep()  # what a killed daemon's probe left would stand in the way of this one
     hypervisor.platform = await choose_platform(
         config.accelerator,
         hypervisor.comes_up,

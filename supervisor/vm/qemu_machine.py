@@ -278,7 +278,7 @@ class _Run:
 
     def _on_up(self) -> None:
         self._vsock.open()
-        self._log("machine.up", **self._console.stamps)
+        self._log("machine.up", stamps=dict(self._console.stamps))
 
     def _log(self, message: str, **facts: object) -> None:
         seconds = round(trio.current_time() - self._began, 3)

@@ -21,6 +21,7 @@ from supervisor.model.build import BuildRequest, Phase, Reason, SecretRef, Statu
 from supervisor.store import builds
 from supervisor.store.database import Database
 from supervisor.store.eventlog import BuildLog
+from supervisor.vm.machine import MachineSpec
 from tests.actors.world import World, contents, open_world, statuses
 from tests.fakes import agent as agents
 from tests.fakes.agent import DIGEST, Script, Working, agent
@@ -617,3 +618,23 @@ async def test_a_verdict_stands_against_a_cancellation_that_comes_later(
         actor.interrupt()
         assert actor.build.status is Status.READY
         assert (await world.builds.get(build.id)).status is Status.READY
+
+
+class _LeavesBadly(FakeHypervisor):
+    """A driver whose clean-up fails."""
+
+    async def run_machine(
+        self, spec: MachineSpec, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            await super().run_machine(spec, task_status=task_status)
+        finally:
+            raise OSError("the directory of the machine cannot be removed")
+
+
+async def test_a_verdict_stands_when_the_machine_cannot_be_cleaned_up(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=_LeavesBadly(agent(agents.succeed))) as world:
+        build = await world.wait_end(await world.submit())
+    assert (build.status, build.attempt) == (Status.READY, 1)

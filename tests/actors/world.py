@@ -94,8 +94,9 @@ class World:
     async def wait_end(self, build_id: BuildId) -> Build:
         """Wait until a build has ended, and its slot is free; return it."""
         await self.events(build_id)
-        while build_id in self.runner.running:
-            await trio.sleep(0.01)  # noqa: ASYNC110 - a slot's release is told to the queue only
+        # A slot's release is told to the queue only.
+        while build_id in self.runner.running:  # noqa: ASYNC110
+            await trio.sleep(0.01)
         return await self.builds.get(build_id)
 
     async def mark_cancel_requested(self, build_id: BuildId) -> None:

@@ -23,6 +23,9 @@ from tests.contract.guest import COMMAND_PORT, ECHO_PORT
 from tests.fakes.hypervisor import FakeGuest, FakeHypervisor, FakeMachine
 from tests.processes import find_processes
 
+LONGEST_SECONDS = 300.0
+"""Of one machine of a test, booted in emulation on a busy host: a bound on hanging, not on speed."""
+
 _NUMBERS = itertools.count(1)
 
 
@@ -97,10 +100,11 @@ class RealHarness:
 
 @asynccontextmanager
 async def running(hypervisor: Hypervisor, spec: MachineSpec) -> AsyncIterator[Machine]:
-    """Run a machine around the block; it ends with the block."""
-    async with trio.open_nursery() as nursery:
-        yield await nursery.start(hypervisor.run_machine, spec)
-        nursery.cancel_scope.cancel(reason="the block is over")
+    """Run a machine around the block; it ends with the block. Nothing waits for ever."""
+    with trio.fail_after(LONGEST_SECONDS):
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(hypervisor.run_machine, spec)
+            nursery.cancel_scope.cancel(reason="the block is over")
 
 
 async def receive_exactly(stream: trio.abc.Stream, count: int) -> bytes:

@@ -27,6 +27,13 @@ def test_missing_dockerfile_is_refused_before_anything_boots(daemon: Daemon) -> 
     assert daemon.leftovers() == []
 
 
+def test_nobody_else_on_the_host_can_read_what_is_stored(daemon: Daemon) -> None:
+    daemon.data_dir.chmod(0o755)  # as a service manager may have made it
+    daemon.wait(daemon.submit({"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n"})["id"])
+    for path in daemon.data_dir.rglob("*"):
+        assert path.is_symlink() or path.stat().st_mode & 0o007 == 0, path
+
+
 def test_dockerfile_that_does_not_parse(daemon: Daemon) -> None:
     build = daemon.build({"Dockerfile": "FROM busybox\nFROBNICATE everything\n"})
     assert build["error_code"] == "dockerfile_invalid"

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.api.fields import (
+    MAX_DOCKERFILE_BYTES,
+    MAX_TEXT_BYTES,
     BuildFields,
     check_part_name,
     from_texts,
@@ -119,3 +121,16 @@ def test_the_value_of_a_wrong_field_is_not_repeated() -> None:
     with pytest.raises(InvalidRequest) as caught:
         request_of(build_args={"TOKEN": ["hunter2"]}, source_hash="hunter2")
     assert "hunter2" not in caught.value.message + "".join(caught.value.details)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dockerfile": "\ud800"},
+        {"build_args": {"A": "\ud800"}},
+        {"dockerfile": "é" * (MAX_DOCKERFILE_BYTES // 2 + 1)},
+        {"build_args": {"A": "x" * MAX_TEXT_BYTES}},
+    ],
+)
+def test_what_could_not_be_sent_to_a_guest_is_refused(values: dict[str, Any]) -> None:
+    assert refusal_of(**values) is not None

@@ -178,3 +178,9 @@ def test_a_random_life_keeps_every_promise(life: list[tuple[str, float]]) -> Non
         if event is INTERRUPTED and before.status is not Q and before.attempt == MAX_ATTEMPTS:
             wanted = Reason.CANCELLED if before.cancel_requested else Reason.BUILDER_LOST
             assert build.error_code is wanted
+
+
+def test_a_planned_stop_costs_no_attempt() -> None:
+    build = a_build(status=B, attempt=MAX_ATTEMPTS, started_at=CREATED_AT)
+    assert step(build, Interrupted(), LATER).error_code is Reason.BUILDER_LOST
+    assert step(build, Interrupted(is_planned=True), LATER).status is Q

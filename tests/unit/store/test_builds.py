@@ -165,9 +165,24 @@ def test_no_tag_that_nobody_has_finds_anything(tags: dict[str, str]) -> None:
 
 async def test_unfinished_builds_are_those_without_a_final_status(database: Database) -> None:
     await stored(database, *(a_build(n, status=s) for n, s in enumerate(reversed(Status))))
-    found = await database.run(builds.unfinished_builds)
+    found = [await database.run(builds.get_build, id_) for id_ in await unfinished(database)]
     assert {build.status for build in found} == {s for s in Status if not s.is_final}
-    assert [build.id for build in found] == sorted(build.id for build in found)
+    assert await unfinished(database) == sorted(await unfinished(database))
+
+
+async def unfinished(database: Database) -> list[BuildId]:
+    return await database.run(builds.unfinished_ids)
+
+
+async def test_lists_leave_out_what_may_be_large(database: Database) -> None:
+    request = BuildRequest(POLICY, dockerfile="FROM scratch", build_args={"A": "1"}, target="t")
+    await stored(database, replace(a_build(1), request=request))
+    whole = await database.run(builds.get_build, build_id(1))
+    assert whole.request == request
+    (listed,) = await database.run(builds.list_builds, builds.BuildFilter(10))
+    assert listed.request == replace(request, dockerfile=None, build_args={})
+    assert await database.run(builds.get_tenant, build_id(1)) == whole.tenant
+    assert await database.run(builds.get_tenant, build_id(2)) is None
 
 
 async def test_of_many_ids_the_stored_ones_are_told(database: Database) -> None:

@@ -283,14 +283,22 @@ async def test_a_line_that_a_crash_cut_short_is_taken_back(
     logs = logs_in(tmp_path)
     async with logs.open(BUILD) as log:
         await log.append(before, b"text\n" * len(before))
-    for path in (events_file(tmp_path), text_file(tmp_path)):
-        with path.open("ab") as file:
-            file.write(torn)
+    with events_file(tmp_path).open("ab") as file:
+        file.write(torn)
     async with logs.open(BUILD) as log:
         assert await read_all(log) == before
         await log.append([READY])
         assert await read_all(log) == [*before, READY]
     assert text_file(tmp_path).read_bytes() == b"text\n" * len(before)
+
+
+async def test_a_text_that_a_crash_cut_short_is_kept_and_its_line_ended(tmp_path: Path) -> None:
+    logs = logs_in(tmp_path)
+    async with logs.open(BUILD) as log:
+        await log.append([line("1")], b"an unfinished li")
+    async with logs.open(BUILD) as log:
+        await log.append([line("2")], b"next\n")
+    assert text_file(tmp_path).read_bytes() == b"an unfinished li\nnext\n"
 
 
 async def test_a_write_that_the_disk_refuses_part_way_is_taken_back(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from supervisor.config import Accelerator
 from supervisor.errors import ConfigError, VmBootFailed
@@ -100,6 +101,7 @@ async def test_a_vmm_that_does_not_start_is_tried_again_the_next_time(tmp_path: 
     host = Host(tmp_path, KVM)
 
     async def fail(platform: Platform) -> bool:
+        await trio.lowlevel.checkpoint()
         raise VmBootFailed(f"no disk for {platform}")
 
     first = await choose_platform(

@@ -21,6 +21,8 @@ def upgrade() -> None:
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("request", sa.JSON, nullable=False),
+        sa.Column("dockerfile", sa.Text),
+        sa.Column("build_args", sa.JSON, nullable=False),
         sa.Column("source_sha256", sa.String(64), nullable=False),
         sa.Column("source_size_bytes", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.Float, nullable=False),
