@@ -24,7 +24,7 @@ from tests.fakes.hypervisor import FakeGuest, FakeHypervisor, FakeMachine
 from tests.processes import find_processes
 
 LONGEST_SECONDS = 300.0
-"""Of one machine of a test, booted in emulation on a busy host: a bound on hanging, not on speed."""
+"""Of one machine of a test, booted in emulation on a busy host: a bound on hanging only."""
 
 _NUMBERS = itertools.count(1)
 
