@@ -34,6 +34,7 @@ EVENTS: tuple[tuple[str, Event], ...] = (
     ("Ended (cancelled)", Ended(Reason.CANCELLED, "", {})),
     ("CancelRequested", CancelRequested()),
     ("Interrupted", Interrupted()),
+    ("Interrupted (planned)", Interrupted(is_planned=True)),
 )
 
 HEAD = f"""# Life of a build

@@ -18,18 +18,17 @@ from typing import Protocol
 import trio
 
 from agent import wire
+from supervisor.actors.hostports import HostPorts, ServeEgress, ServeRegistry
 from supervisor.actors.ledger import Ledger
+from supervisor.actors.phases import PhaseClock
 from supervisor.actors.transcript import Rendered, Transcript
 from supervisor.config import Settings
-from supervisor.egress.policy import Decision
-from supervisor.egress.proxy import OnDecision
 from supervisor.errors import GuestLost, HostError, ResourceExhausted, VmBootFailed
 from supervisor.guest import session
 from supervisor.guest.config import guest_config
 from supervisor.guest.link import GuestLink, send_heartbeats
-from supervisor.guest.secrets import SecretNotFound, read_secrets_sync, serve_secrets
-from supervisor.guest.source import serve_source
-from supervisor.model.build import Build, NetworkMode, Phase, Policy, Provenance, Reason, Step
+from supervisor.guest.secrets import SecretNotFound, read_secrets_sync
+from supervisor.model.build import Build, Phase, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
 from supervisor.model.oci import parse_digest
@@ -58,8 +57,6 @@ GUEST_REASONS = frozenset(
     }
 )
 """What a guest may give as the reason of a failure; the others are the host's to give."""
-
-GuestPort = trio.abc.Listener[trio.abc.Stream]
 
 
 class Registry(Protocol):
@@ -91,9 +88,9 @@ class BuildDeps:
     builder_image_digest: str
     mint_registry_token: Callable[[Build, float], str]
     """(build, lifetime in seconds) → a token for what this build may push and pull."""
-    serve_registry: Callable[[GuestPort], Awaitable[None]]
+    serve_registry: ServeRegistry
     """Serves `/v2`, and nothing else, to one machine."""
-    serve_egress: Callable[[GuestPort, Policy, OnDecision], Awaitable[None]]
+    serve_egress: ServeEgress
     """Serves the proxy to one machine, within what the policy of its build allows."""
     dial: Callable[[Machine, int], Awaitable[trio.abc.Stream]]
     """Waits until a port of the guest answers, and connects to it."""
@@ -210,43 +207,24 @@ class BuildActor:
         events: BuildLog,
         nursery: trio.Nursery,
     ) -> None:
-        """Serve this machine, while it lasts, what its build may have of the host."""
-        source, policy = self._build.source, self._build.request.policy
-        path = self._deps.ledger.source_path(self.id)
+        deps = self._deps
 
-        async def send_source(port: GuestPort) -> None:
-            await serve_source(port, path, source)
+        async def say(line: str) -> None:
+            try:
+                await _store(events, self._transcript.notice(line, self._now()))
+            except HostError as exc:
+                self._log.error("build.log_incomplete", why=exc.message)
 
-        async def send_secrets(port: GuestPort) -> None:
-            silence = self._deps.settings.link_silence
-            await serve_secrets(port, secrets, silence_seconds=silence)
-
-        async def note_decision(decision: Decision) -> None:
-            await self._note_decision(events, decision)
-
-        async def serve_egress(port: GuestPort) -> None:
-            await self._deps.serve_egress(port, policy, note_decision)
-
-        await nursery.start(_serve_port, machine, wire.REGISTRY_PORT, self._deps.serve_registry)
-        await nursery.start(_serve_port, machine, wire.SOURCE_PORT, send_source)
-        if secrets:
-            await nursery.start(_serve_port, machine, wire.SECRETS_PORT, send_secrets)
-        if policy.network_mode is NetworkMode.EGRESS:
-            await nursery.start(_serve_port, machine, wire.EGRESS_PORT, serve_egress)
-
-    async def _note_decision(self, events: BuildLog, decision: Decision) -> None:
-        """Tell the build's followers what became of a request of theirs to the network."""
-        where = f"{decision.host}:{decision.port}"
-        if decision.allowed:
-            traffic = f"{decision.bytes_sent} bytes sent, {decision.bytes_received} received"
-            said = f"[egress] allowed {where}: {traffic}"
-        else:
-            said = f"[egress] denied {where}"
-        said += f": {decision.reason}" if decision.reason else ""
-        try:
-            await _store(events, self._transcript.notice(said, self._now()))
-        except HostError as exc:
-            self._log.error("build.log_incomplete", why=exc.message)
+        ports = HostPorts(
+            build=self._build,
+            source_path=deps.ledger.source_path(self.id),
+            secrets=secrets,
+            serve_registry=deps.serve_registry,
+            serve_egress=deps.serve_egress,
+            silence_seconds=deps.settings.link_silence,
+            say=say,
+        )
+        await ports.open(machine, nursery)
 
     async def _read_secrets(self) -> Mapping[str, bytes]:
         """Read the secrets before anything boots. Raises SecretNotFound, and HostError."""
@@ -410,46 +388,3 @@ class BuildActor:
 
 async def _store(events: BuildLog, said: Rendered) -> None:
     await events.append(said.events, said.text, continues=said.continues)
-
-
-async def _serve_port(
-    machine: Machine,
-    port: int,
-    serve: Callable[[GuestPort], Awaitable[None]],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    async with machine.listen(port) as listener:
-        task_status.started()
-        await serve(listener)
-
-
-class PhaseClock:
-    """Measures how long an attempt is in each phase, on the monotonic clock."""
-
-    def __init__(self, first: Phase) -> None:
-        self._spent: dict[Phase, float] = {}
-        self._phase: Phase | None = first
-        self._since = trio.current_time()
-
-    def enter(self, phase: Phase) -> None:
-        """Leave the present phase for `phase`; entering the same one again changes nothing."""
-        if phase is not self._phase:
-            self.stop()
-            self._phase = phase
-
-    def stop(self) -> None:
-        """Leave the present phase."""
-        now = trio.current_time()
-        if self._phase is not None:
-            self._spent[self._phase] = self.spent(self._phase) + now - self._since
-        self._phase, self._since = None, now
-
-    def spent(self, phase: Phase) -> float:
-        """Return the seconds spent in a phase that has been left."""
-        return self._spent.get(phase, 0.0)
-
-    @property
-    def phases(self) -> dict[Phase, float]:
-        """The seconds spent in every phase that has been left."""
-        return dict(self._spent)

@@ -16,9 +16,10 @@ from pathlib import Path
 import trio
 
 from supervisor.actors import queue
-from supervisor.actors.build import BuildDeps, GuestPort
+from supervisor.actors.build import BuildDeps
 from supervisor.actors.builds import BuildService, sweep_uploads
 from supervisor.actors.grants import grants_of
+from supervisor.actors.hostports import GuestPort
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
 from supervisor.actors.registry import RegistryActor

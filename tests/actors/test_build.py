@@ -15,9 +15,10 @@ from trio.testing import MockClock
 
 from agent import wire
 from supervisor.actors import build as build_module
-from supervisor.actors.build import PhaseClock
+from supervisor.actors.phases import PhaseClock
 from supervisor.errors import NotFound, ResourceExhausted
 from supervisor.model.build import BuildRequest, Phase, Reason, SecretRef, Status
+from supervisor.model.ids import BuildId
 from supervisor.store import builds
 from supervisor.store.database import Database
 from supervisor.store.eventlog import BuildLog
@@ -362,6 +363,20 @@ def test_phases_add_up_and_are_handed_out_as_a_copy() -> None:
 # -- output ------------------------------------------------------------------------------------
 
 
+async def test_the_last_words_of_a_lost_guest_are_kept(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async def die_in_the_middle_of_a_line(talk: agents.Talk) -> None:
+        await talk.greet()
+        await talk.log(b"first\nlast words")
+
+    fake = hypervisor(die_in_the_middle_of_a_line)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build_id = await world.submit()
+        assert (await world.wait_end(build_id)).error_code is Reason.BUILDER_LOST
+        assert contents(await world.events(build_id)) == ["first", "last words"]
+
+
 async def test_a_log_is_cut_at_its_limit_and_the_build_goes_on(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
@@ -557,6 +572,7 @@ async def test_an_attempt_that_ends_anywhere_leaves_no_machine_and_a_build_that_
 ) -> None:
     """Sweep an attempt: at each step something ends it. What is stored is final or recoverable."""
     number = 0
+    ended: dict[BuildId, bool] = {}
 
     async def attempt() -> None:
         nonlocal number
@@ -570,7 +586,7 @@ async def test_an_attempt_that_ends_anywhere_leaves_no_machine_and_a_build_that_
             await actor.run()
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_when_cancelled, actor, end)
+            nursery.start_soon(_end_when_cancelled, actor, end, ended)
             with trio.CancelScope(shield=True):
                 await actor.run()
             nursery.cancel_scope.cancel(reason="the attempt is over")
@@ -584,20 +600,24 @@ async def test_an_attempt_that_ends_anywhere_leaves_no_machine_and_a_build_that_
             return  # cancelled before it was submitted
         if end == "the daemon dies":
             assert build.status in (Status.BUILDING, Status.PUSHING, Status.READY)
-        elif end == "cancel":
-            assert build.status in (Status.CANCELLED, Status.READY)
+        elif ended.get(build.id, True):
+            assert build.status is Status.READY
         else:
-            assert build.status in (Status.QUEUED, Status.READY)
+            assert build.status is (Status.CANCELLED if end == "cancel" else Status.QUEUED)
 
     async with open_world(data_dir) as world:
         swept = await cancel_at_every_checkpoint(attempt, check, most=2000)
     assert swept > 50
 
 
-async def _end_when_cancelled(actor: build_module.BuildActor, end: str) -> None:
+async def _end_when_cancelled(
+    actor: build_module.BuildActor, end: str, ended: dict[BuildId, bool]
+) -> None:
+    """When cancelled, end the actor; note whether it had a verdict before."""
     try:
         await trio.sleep_forever()
     finally:
+        ended[actor.id] = actor._verdict is not None
         if end == "cancel":
             actor.cancel()
         else:

@@ -13,11 +13,12 @@ from trio.testing import MockClock
 
 from supervisor.actors import queue as queue_module
 from supervisor.actors.ledger import Ledger
+from supervisor.actors.schedule import Capacity
 from supervisor.errors import Conflict, HostError, NotFound, NotReady, QueueFull, ResourceExhausted
 from supervisor.model.build import Build, Reason, Status
 from supervisor.model.lifecycle import MAX_ATTEMPTS
 from supervisor.runtime.logs import log
-from supervisor.runtime.mailbox import ActorGone
+from supervisor.runtime.mailbox import ActorGone, Mailbox
 from supervisor.store import builds
 from supervisor.store.database import Database, open_database
 from supervisor.store.idempotency import insert_build_once
@@ -493,6 +494,22 @@ async def test_a_build_that_is_cancelled_while_it_is_interrupted_is_cancelled(
             nursery.start_soon(world.builds.cancel, ours)
         build = await world.wait_end(ours)
         assert build.status is Status.CANCELLED
+
+
+async def test_a_build_that_outlives_the_queue_ends_quietly(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        mailbox: Mailbox[queue_module.Message] = Mailbox()
+        limits = queue_module.QueueLimits(Capacity(1, 1), 1)
+        gone = queue_module.QueueActor(mailbox, world.queue, world.ledger, world.runner, limits)
+        mailbox.close()
+        build = a_build(status=Status.BUILDING, attempt=1)
+        await world.ledger.enter(build)
+        world.ledger.source_path(build.id).parent.mkdir(parents=True)
+        world.ledger.source_path(build.id).write_bytes(SOURCE_BYTES)
+        world.runner.start_nowait(build, gone._done)
+        assert (await world.wait_end(build.id)).status is Status.READY
 
 
 async def test_nobody_waits_for_a_queue_that_is_gone(

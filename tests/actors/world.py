@@ -17,8 +17,9 @@ from typing import Any
 import trio
 
 from supervisor.actors import queue
-from supervisor.actors.build import BuildDeps, GuestPort
+from supervisor.actors.build import BuildDeps
 from supervisor.actors.builds import BuildService, NewBuild
+from supervisor.actors.hostports import GuestPort
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
 from supervisor.actors.runner import BuildRunner

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from supervisor.actors.build import GuestPort
+from supervisor.actors.hostports import GuestPort
 from supervisor.errors import HostError
 from supervisor.model.build import Build
 

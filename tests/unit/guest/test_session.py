@@ -161,6 +161,16 @@ def test_a_flood_of_lines_is_handed_over_in_parts() -> None:
     assert sizes == [MAX_OUTPUT_LINES] * 3 + [1]
 
 
+def test_a_session_that_is_muted_drops_all_further_output() -> None:
+    session = Session()
+    said = session.receive(log(1, b"\n" * (5 * MAX_OUTPUT_LINES)))
+    assert isinstance(next(said), Output)
+    session.mute()
+    assert list(said) == []
+    assert hear(session, log(2, b"more\n")) == []
+    assert len(hear(session, a_step(3))) == 1
+
+
 def test_more_log_in_a_message_than_agreed_loses_the_guest() -> None:
     hear(Session(), log(1, bytes(wire.MAX_LOG_DATA_BYTES)))
     with pytest.raises(GuestLost, match="in one message"):

@@ -31,6 +31,7 @@ FAILED = Ended(Reason.BUILD_FAILED, "step 2 failed", {Phase.BUILD: 2.0})
 CANCELLED = Ended(Reason.CANCELLED, "cancelled", {})
 CANCEL_REQUESTED = CancelRequested()
 INTERRUPTED = Interrupted()
+PLANNED = Interrupted(is_planned=True)
 EVENTS: dict[str, Event] = {
     "started": STARTED,
     "push begun": PUSH_BEGUN,
@@ -39,6 +40,7 @@ EVENTS: dict[str, Event] = {
     "cancelled": CANCELLED,
     "cancel requested": CANCEL_REQUESTED,
     "interrupted": INTERRUPTED,
+    "interrupted as planned": PLANNED,
 }
 
 Q, B, P = Status.QUEUED, Status.BUILDING, Status.PUSHING
@@ -53,6 +55,7 @@ TABLE: dict[tuple[Status, str], Status | None] = {
     (Q, "cancelled"): Status.CANCELLED,
     (Q, "cancel requested"): Status.CANCELLED,
     (Q, "interrupted"): Status.QUEUED,
+    (Q, "interrupted as planned"): Status.QUEUED,
     (B, "started"): None,
     (B, "push begun"): Status.PUSHING,
     (B, "succeeded"): None,
@@ -60,6 +63,7 @@ TABLE: dict[tuple[Status, str], Status | None] = {
     (B, "cancelled"): Status.CANCELLED,
     (B, "cancel requested"): Status.BUILDING,
     (B, "interrupted"): Status.QUEUED,
+    (B, "interrupted as planned"): Status.QUEUED,
     (P, "started"): None,
     (P, "push begun"): Status.PUSHING,
     (P, "succeeded"): Status.READY,
@@ -67,6 +71,7 @@ TABLE: dict[tuple[Status, str], Status | None] = {
     (P, "cancelled"): Status.CANCELLED,
     (P, "cancel requested"): Status.PUSHING,
     (P, "interrupted"): Status.QUEUED,
+    (P, "interrupted as planned"): Status.QUEUED,
 }
 LEGAL = {(before, after) for (before, _), after in TABLE.items() if after is not None}
 
@@ -139,11 +144,19 @@ def test_the_last_attempt_that_is_interrupted_loses_the_build() -> None:
     assert (lost.status, lost.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
 
 
+def test_a_graceful_stop_never_loses_a_build() -> None:
+    again = step(replace(in_status(B), attempt=10 * MAX_ATTEMPTS), PLANNED, LATER)
+    assert (again.status, again.error_code) == (Q, None)
+
+
+@pytest.mark.parametrize("interrupted", [INTERRUPTED, PLANNED])
 @pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 1))
-def test_an_interrupted_build_that_was_to_be_cancelled_is_cancelled(attempt: int) -> None:
+def test_an_interrupted_build_that_was_to_be_cancelled_is_cancelled(
+    attempt: int, interrupted: Interrupted
+) -> None:
     wanted = step(replace(in_status(B), attempt=attempt), CANCEL_REQUESTED, LATER)
     assert wanted.cancel_requested
-    ended = step(wanted, INTERRUPTED, LATER)
+    ended = step(wanted, interrupted, LATER)
     assert (ended.status, ended.error_code) == (Status.CANCELLED, Reason.CANCELLED)
 
 
@@ -156,6 +169,7 @@ def test_a_success_keeps_what_was_made() -> None:
 def test_a_random_life_keeps_every_promise(life: list[tuple[str, float]]) -> None:
     build = a_build()
     now = CREATED_AT
+    planned = 0
     for name, seconds in life:
         now += seconds
         before, event = build, EVENTS[name]
@@ -167,15 +181,16 @@ def test_a_random_life_keeps_every_promise(life: list[tuple[str, float]]) -> Non
         if before.status.is_final:
             assert build == before
             continue
-        interrupted_for_good = event is INTERRUPTED and build.status.is_final
+        planned += event is PLANNED
+        interrupted_for_good = isinstance(event, Interrupted) and build.status.is_final
         assert (before.status, build.status) in LEGAL or interrupted_for_good
-        assert build.attempt <= MAX_ATTEMPTS
+        assert build.attempt <= MAX_ATTEMPTS + planned
         assert before.attempt <= build.attempt <= before.attempt + 1
         assert build.status.is_final == (build.completed_at is not None)
         assert (build.status in (B, P)) <= (build.started_at is not None)
         assert (build.status is Status.READY) == (build.image_digest is not None)
         assert all(seconds >= 0 for seconds in build.phases.values())
-        if event is INTERRUPTED and before.status is not Q and before.attempt == MAX_ATTEMPTS:
+        if event is INTERRUPTED and before.status is not Q and before.attempt >= MAX_ATTEMPTS:
             wanted = Reason.CANCELLED if before.cancel_requested else Reason.BUILDER_LOST
             assert build.error_code is wanted
 
