@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 
+import pytest
 import trio
 
 
@@ -58,3 +62,29 @@ async def cancel_at_every_checkpoint(
         if not scope.cancel_called:
             return n - 1
     raise AssertionError("unreachable")
+
+
+def bound_tests(items: Iterable[pytest.Item], path: Path, seconds: float) -> None:
+    """Let no async test in or below `path` run longer: for `pytest_collection_modifyitems`.
+
+    It bounds a hang and judges no speed. (A fixture cannot do this: one that the test does not name
+    is torn down before the test runs.)
+    """
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and path in (item.path, *item.path.parents)
+            and inspect.iscoroutinefunction(item.obj)
+        ):
+            item.obj = _bounded(item.obj, seconds)
+
+
+def _bounded(
+    test: Callable[..., Awaitable[None]], seconds: float
+) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*args: object, **kwargs: object) -> None:
+        with trio.fail_after(seconds):
+            await test(*args, **kwargs)
+
+    return run

@@ -58,8 +58,13 @@ class Machine(Protocol):
         """Return a stream to vsock `port` of the guest. One try.
 
         Raises GuestUnreachable if nothing listens there (yet), and GuestLost if the machine has
-        ended: then no other try can succeed. The caller closes the stream. There is no half-close:
-        some vsock devices lose the other direction with it (design.md, "Facts").
+        ended: then no other try can succeed. The caller closes the stream.
+
+        Two things a stream to a guest cannot do, because vsock devices differ (design.md, "Facts").
+        There is no half-close: some lose the other direction with it. And nobody may send in bulk
+        while the other side does too: with both directions full, some stop for good. Talk in turns,
+        or keep one direction small.
+
         A guest that hangs may never answer; the caller bounds the wait, and cancelling is safe.
         """
         ...

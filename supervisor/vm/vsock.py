@@ -6,6 +6,10 @@ vhost-device-vsock 0.3 breaks for good when
   yet, and the device's thread ends. So nobody connects before the guest is known to be up (`open`);
 * a host hangs up between `CONNECT` and `OK`. So a caller that gives up leaves the connection to a
   task of the machine, which waits for the answer and then closes it.
+
+And one connection stops for good when both its directions are full: the device then asks the guest
+for credit again and again, and never writes to the host what it holds. So the protocols above talk
+in turns.
 """
 
 from __future__ import annotations

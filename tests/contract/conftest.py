@@ -8,10 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.contract.harness import FakeHarness, Harness, RealHarness
+from tests.kit import bound_tests
 from tests.machines import image_running, path_with_tools, real_image
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    bound_tests(items, Path(__file__).parent, 120)
 
 
 @pytest.fixture(scope="session")
@@ -42,17 +46,3 @@ async def builder(monkeypatch: pytest.MonkeyPatch, machines_root: Path) -> RealH
     """The real hypervisor with the builder image as it is."""
     monkeypatch.setenv("PATH", path_with_tools())
     return await RealHarness.start(machines_root, real_image())
-
-
-@pytest.fixture(autouse=True)
-async def bounded() -> AsyncIterator[None]:
-    """No test here may hang the suite: a fixture that crashes cancels its test."""
-
-    async def fail_late() -> None:
-        await trio.sleep(120)
-        pytest.fail("the test took more than two minutes")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fail_late)
-        yield
-        nursery.cancel_scope.cancel(reason="the test is over")

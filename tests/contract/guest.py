@@ -3,6 +3,7 @@
 fake_guest in test_hypervisor.py does the same; what the host sees must not differ.
 """
 
+import hashlib
 import os
 import socket
 import struct
@@ -37,7 +38,10 @@ def obey(connection: socket.socket) -> None:
     cmdline = Path("/proc/cmdline").read_text()
     name = cmdline.partition("hypeman.machine=")[2].split()[0].encode()
     connection.sendall(struct.pack(">I", len(name)) + name)
-    command = connection.makefile("r").readline().split()
+    line = b""
+    while not line.endswith(b"\n"):
+        line += connection.recv(1)
+    command = line.decode().split()
     match command:
         case ["connect", port]:
             with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as to_host:
@@ -45,6 +49,15 @@ def obey(connection: socket.socket) -> None:
                 to_host.sendall(b"from " + name)
                 connection.sendall(to_host.recv(100))
                 to_host.recv(1)
+        case ["take", count]:
+            digest, left = hashlib.sha256(), int(count)
+            while left:
+                data = connection.recv(min(left, 65536))
+                digest.update(data)
+                left -= len(data)
+            connection.sendall(digest.digest())
+        case ["give", count]:
+            connection.sendall(bytes(range(256)) * (int(count) // 256))
         case ["power-off"]:
             os.write(1, b"the guest says goodbye\n")
             os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import signal
@@ -108,12 +109,12 @@ async def running(hypervisor: Hypervisor, spec: MachineSpec) -> AsyncIterator[Ma
 
 
 async def receive_exactly(stream: trio.abc.Stream, count: int) -> bytes:
-    data = b""
+    data = bytearray()
     while len(data) < count:
         more = await stream.receive_some(count - len(data))
-        assert more, f"the stream ended after {data!r}"
+        assert more, f"the stream ended after {len(data)} bytes: {bytes(data[:100])!r}"
         data += more
-    return data
+    return bytes(data)
 
 
 async def receive_frame(stream: trio.abc.Stream) -> bytes:
@@ -139,7 +140,7 @@ async def _obey(guest: FakeGuest, stream: trio.abc.Stream) -> None:
         await stream.send_all(len(name).to_bytes(4, "big") + name)
         line = b""
         while not line.endswith(b"\n"):
-            data = await stream.receive_some(100)
+            data = await stream.receive_some(1)
             if not data:
                 return
             line += data
@@ -149,6 +150,11 @@ async def _obey(guest: FakeGuest, stream: trio.abc.Stream) -> None:
                     await to_host.send_all(b"from " + name)
                     await stream.send_all(await to_host.receive_some(100))
                     await to_host.receive_some(1)
+            case ["take", count]:
+                data = await receive_exactly(stream, int(count))
+                await stream.send_all(hashlib.sha256(data).digest())
+            case ["give", count]:
+                await stream.send_all(bytes(range(256)) * (int(count) // 256))
             case ["power-off"]:
                 guest.print("the guest says goodbye\n")
                 await guest.power_off()

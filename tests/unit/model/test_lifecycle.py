@@ -144,11 +144,6 @@ def test_the_last_attempt_that_is_interrupted_loses_the_build() -> None:
     assert (lost.status, lost.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
 
 
-def test_a_graceful_stop_never_loses_a_build() -> None:
-    again = step(replace(in_status(B), attempt=10 * MAX_ATTEMPTS), PLANNED, LATER)
-    assert (again.status, again.error_code) == (Q, None)
-
-
 @pytest.mark.parametrize("interrupted", [INTERRUPTED, PLANNED])
 @pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 1))
 def test_an_interrupted_build_that_was_to_be_cancelled_is_cancelled(

@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -21,22 +20,6 @@ from tests.kit import cancel_at_every_checkpoint
 from tests.processes import count_descriptors, find_processes, is_alive, is_reaped, wait_dead
 
 ROOT = Path(__file__).parents[3]
-
-pytestmark = pytest.mark.usefixtures("bounded")
-
-
-@pytest.fixture
-async def bounded() -> AsyncIterator[None]:
-    """No test here may hang the suite: a fixture that crashes cancels its test."""
-
-    async def fail_late() -> None:
-        await trio.sleep(30)
-        pytest.fail("the test took more than 30 seconds")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(fail_late)
-        yield
-        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 def sh(script: str) -> list[str]:

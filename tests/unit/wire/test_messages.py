@@ -82,6 +82,15 @@ def test_a_decoder_fed_byte_by_byte_is_clean_only_between_frames() -> None:
     assert received == [wire.Heartbeat(1.5)]
 
 
+def test_what_lies_behind_a_frame_can_be_taken_as_it_is() -> None:
+    decoder = wire.FrameDecoder()
+    raw = b"\xff\xff\xff\xff raw bytes"
+    messages = decoder.feed(wire.encode(wire.SourceHeader(1, "ab")) + raw)
+    assert next(messages) == wire.SourceHeader(1, "ab")
+    assert decoder.take_rest() == raw
+    assert decoder.is_clean
+
+
 def test_fields_that_this_end_does_not_know_are_ignored() -> None:
     body = cbor2.dumps({"type": "heartbeat", "time": 1.0, "new": {"a": [1, None, b"x"]}})
     assert wire.parse(body) == wire.Heartbeat(1.0)
