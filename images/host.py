@@ -235,7 +235,10 @@ def as_root() -> list[str]:
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo") is None:
-        raise ToolFailed("installing packages needs root, and there is no sudo")
+        raise ToolFailed(
+            "installing packages needs root, and there is no sudo: run ./run setup once as root,"
+            " or install what ./run doctor names"
+        )
     return ["sudo"]
 
 
