@@ -22,12 +22,14 @@ import jwt
 
 from supervisor.errors import Unauthorized
 from supervisor.model.ids import BuildId, Tenant, parse_build_id, parse_tenant
+from supervisor.model.times import MAX_UNIX_SECONDS
 
 ALGORITHM = "HS256"
 REGISTRY_AUDIENCE = "registry"
 ISSUER = "hypeman"
 MIN_SECRET_BYTES = 32
 CLOCK_LEEWAY_SECONDS = 5
+"""A token is accepted this long after its end: clocks of two hosts are never quite equal."""
 _REGISTRY_CLAIMS = frozenset({"build_id", "repos", "repo_access"})
 
 
@@ -208,6 +210,9 @@ def _decode(
         raise Unauthorized("the token is not valid here") from exc
     if not claims["sub"]:
         raise Unauthorized("the token has no subject")
+    expiry = claims["exp"]
+    if not isinstance(expiry, int | float) or not 0 < expiry <= MAX_UNIX_SECONDS:
+        raise Unauthorized("the token's `exp` is not a time in Unix seconds")
     return claims
 
 

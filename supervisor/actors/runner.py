@@ -41,6 +41,8 @@ class BuildRunner:
 
     async def drain(self, grace_seconds: float) -> None:
         """Let running builds finish for `grace_seconds`, then put the rest back into the queue."""
+        if self._running:
+            log.info("daemon.draining", builds=len(self._running), seconds=grace_seconds)
         with trio.move_on_after(0 if self._is_hurried else grace_seconds):
             await self._wait_idle()
         self.interrupt()

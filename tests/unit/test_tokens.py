@@ -318,3 +318,10 @@ def test_the_older_form_of_a_grant_is_read() -> None:
 )
 def test_a_malformed_grant_grants_nothing_at_all(changes: dict[str, Any]) -> None:
     assert parse_registry_token(KEY, signed(registry_claims(**changes))).grants == ()
+
+
+@pytest.mark.parametrize("expiry", [10**400, 1e300, float("inf"), True, "9999999999", None])
+def test_an_end_that_is_no_time_is_no_end(expiry: object) -> None:
+    token = jwt.encode({"sub": "acme", "exp": expiry}, KEY, "HS256")
+    with pytest.raises(Unauthorized):
+        parse_api_token(KEY, token)
