@@ -114,13 +114,15 @@ class Upload:
         `size_bytes` count, and the upload can go on from there. Raises ResourceExhausted, and
         Superseded after `interrupt`.
         """
-        fd = await run_in_thread(self._threads.blobs, _open_for_writing_sync, self.path)
-        try:
-            with trio.CancelScope() as self._receiving:
+        # Before the first await: whoever interrupts from here on must reach this append.
+        self._receiving = scope = trio.CancelScope()
+        with scope:
+            fd = await run_in_thread(self._threads.blobs, _open_for_writing_sync, self.path)
+            try:
                 await self._append(fd, body)
-        finally:
-            os.close(fd)
-        if self._receiving.cancelled_caught:
+            finally:
+                os.close(fd)
+        if scope.cancelled_caught:
             raise Superseded
 
     def interrupt(self) -> None:

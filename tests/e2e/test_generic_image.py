@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.daemon import REPOSITORY_ROOT, Daemon
 from tests.e2e.image import pull
 
@@ -23,6 +25,7 @@ PROGRAMS = [
 ]
 
 
+@pytest.mark.timeout(1800)
 def test_system_builds_its_own_builder_image(daemon: Daemon, tmp_path: Path) -> None:
     build = daemon.build_image(
         CONTEXT,
