@@ -6,7 +6,6 @@ SupervisorError
 │   ├── Unauthorized · Forbidden · NotFound · MethodNotAllowed · Conflict
 │   └── PayloadTooLarge · QueueFull
 ├── NotReady             the caller may try again later (HTTP 503)
-├── BuildFailed          the guest's work failed: a result, never logged as our error
 ├── HostError            a tool, device or disk failed: retry, or fail the build and alert
 │   └── ToolFailed · VmBootFailed · GuestLost · ResourceExhausted
 └── ConfigError          the operator must change the configuration (exit 2)
@@ -111,16 +110,6 @@ class NotReady(SupervisorError):
     """Builds cannot start now; the message says why."""
 
     code = "builder_not_ready"
-
-
-class BuildFailed(SupervisorError):
-    """The build's own work failed. ``reason`` is the ``error_code`` of the build."""
-
-    code = "build_failed"
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class HostError(SupervisorError):

@@ -6,7 +6,6 @@ idle and what follows a log, gives the rest its grace, and then is gone for sure
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import stat
@@ -24,6 +23,7 @@ from supervisor.api.connection import Connection, make_config
 from supervisor.api.front import ASGIApp, Front
 from supervisor.api.ports import ApiDeps
 from supervisor.errors import ConfigError
+from supervisor.runtime.accept import accept
 from supervisor.runtime.logs import log
 from supervisor.tokens import LOCAL_ADMIN
 
@@ -35,8 +35,6 @@ MAX_CONNECTIONS = 1024
 MAX_GUEST_CONNECTIONS = 64
 USER_TIMEOUT_MS = 120_000
 """A TCP peer that acknowledges nothing for so long, or takes nothing, is given up."""
-_NO_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-_NO_CAPACITY_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +100,7 @@ async def serve_connections(
             await connections.wait_open()
             while True:
                 await slots.acquire()
-                connections.serve(await _accept(listener), slots)
+                connections.serve(await accept(listener), slots)
         finally:
             on_stop()
             connections.stop()
@@ -152,17 +150,6 @@ async def _serve_one(
     finally:
         slots.release()
         await trio.aclose_forcefully(stream)
-
-
-async def _accept(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.abc.Stream:
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as exc:
-            if exc.errno not in _NO_CAPACITY:
-                raise
-            log.bind(why=exc.strerror).error("api.accept_failed")
-        await trio.sleep(_NO_CAPACITY_PAUSE)
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from supervisor.config import Keys, Settings, load_keys
 from supervisor.daemon.lock import hold_lock, prepare_directories
 from supervisor.errors import ConfigError
 from supervisor.images.lookup import find_builder_image
-from supervisor.registry.app import registry_app
+from supervisor.registry.app import Registry
 from supervisor.runtime.clock import wall_clock
 from supervisor.runtime.logs import log
 from supervisor.runtime.metrics import Metrics
@@ -94,7 +94,7 @@ class _Daemon:
         registry = RegistryActor(
             database, settings.data_dir / "registry", self._threads, wall_clock
         )
-        web = registry_app(
+        web = Registry(
             facts=registry.handle,
             store=registry.store,
             uploads=registry.uploads,

@@ -10,7 +10,6 @@ end: a head must come, an address answer, and a body move.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Awaitable, Callable
 
 import h11
@@ -35,6 +34,7 @@ from supervisor.egress.targets import (
     parse_connect_target,
 )
 from supervisor.egress.way_out import Budget, Connect, Meter, MeteredStream, WayOut, connect_tcp
+from supervisor.runtime.accept import accept
 from supervisor.runtime.logs import log
 
 OnDecision = Callable[[Decision], Awaitable[None]]
@@ -50,7 +50,6 @@ TUNNEL_OPENED = h11.Response(status_code=200, headers=[], reason=b"Connection es
 _TOO_MANY_REQUESTS = Refusal(403, "the build has made all of its requests")
 _SHOWN_TARGET_CHARS = 100
 _STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 async def serve_egress(
@@ -70,7 +69,7 @@ async def serve_egress(
     slots = trio.CapacityLimiter(limits.max_connections)
     async with trio.open_nursery() as nursery:
         while True:
-            stream = await _accept(listener)
+            stream = await accept(listener)
             if len(nursery.child_tasks) >= limits.max_connections + WAITING_CONNECTIONS:
                 await trio.aclose_forcefully(stream)
             else:
@@ -85,16 +84,6 @@ async def _serve_in_turn(
             await proxy.serve(stream)
     finally:
         await trio.aclose_forcefully(stream)
-
-
-async def _accept(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.abc.Stream:
-    while True:
-        try:
-            return await listener.accept()
-        except OSError as exc:
-            if exc.errno not in _OUT_OF_RESOURCES:
-                raise
-            await trio.sleep(0.1)  # descriptors come free when connections end
 
 
 class _Proxy:

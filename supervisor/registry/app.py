@@ -38,7 +38,6 @@ from supervisor.registry.errors import (
 from supervisor.registry.facts import Facts
 from supervisor.registry.http import (
     JSON,
-    AsgiApp,
     ClientGone,
     Receive,
     Request,
@@ -80,7 +79,10 @@ class _Route:
 
 
 class Registry:
-    """The application. One instance serves every listener."""
+    """The application. One instance serves every listener.
+
+    `fallback_host` (host:port) is named in challenges to clients whose Host header is unusable.
+    """
 
     def __init__(
         self,
@@ -290,28 +292,3 @@ async def _live(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-def registry_app(
-    *,
-    facts: Facts,
-    store: BlobStore,
-    uploads: Uploads,
-    keys: Keys | None,
-    tenant_of_build: TenantOfBuild,
-    clock: Clock,
-    fallback_host: str,
-) -> AsgiApp:
-    """Return the application.
-
-    `fallback_host` (host:port) is named in challenges to clients whose Host header is unusable.
-    """
-    return Registry(
-        facts=facts,
-        store=store,
-        uploads=uploads,
-        keys=keys,
-        tenant_of_build=tenant_of_build,
-        clock=clock,
-        fallback_host=fallback_host,
-    )

@@ -79,13 +79,6 @@ class Mailbox(Generic[M]):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ActorGone("the actor has stopped") from exc
 
-    def tell_nowait(self, message: M) -> None:
-        """Send without waiting: for synchronous cleanup. Raises trio.WouldBlock when full."""
-        try:
-            self._send.send_nowait(message)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise ActorGone("the actor has stopped") from exc
-
     async def receive(self) -> M:
         """Wait for the next message."""
         return await self._receive.receive()

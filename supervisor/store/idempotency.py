@@ -45,12 +45,6 @@ def insert_build_once(connection: sa.Connection, build: Build, key: IdempotencyK
     return build
 
 
-def delete_expired_keys(connection: sa.Connection, now: float) -> int:
-    """Forget keys that no longer answer; return how many."""
-    done = connection.execute(keys.delete().where(keys.c.created_at <= now - KEPT_SECONDS))
-    return done.rowcount
-
-
 def _find(
     connection: sa.Connection, tenant: Tenant, key: str, *, newer_than: float
 ) -> tuple[BuildId, str] | None:

@@ -29,6 +29,7 @@ from supervisor.api.listeners import (
 )
 from supervisor.errors import ConfigError
 from supervisor.model.ids import BuildId
+from supervisor.runtime import accept
 from tests.api.conftest import Api, Server, bearer, echo_registry, eventually, form, serving, tar_gz
 from tests.api.rawclient import RawClient
 
@@ -438,7 +439,7 @@ class TestListeners:
     async def test_a_lack_of_descriptors_is_waited_out(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(listeners, "_NO_CAPACITY_PAUSE", 0)
+        monkeypatch.setattr(accept, "_PAUSE_SECONDS", 0)
         listener, connect = memory_listener(24, 23)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_registry_to_guest, listener, echo_registry)

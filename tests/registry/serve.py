@@ -16,7 +16,7 @@ from supervisor.api.listeners import serve_registry_to_guest
 from supervisor.config import Keys
 from supervisor.model.ids import BuildId, Tenant
 from supervisor.registry.access import TenantOfBuild
-from supervisor.registry.app import registry_app
+from supervisor.registry.app import Registry
 from supervisor.registry.authentication import CALLER_STATE
 from supervisor.registry.http import AsgiApp, Receive, Scope, Send
 from supervisor.runtime.clock import Clock, wall_clock
@@ -91,7 +91,7 @@ async def open_registry(
     await trio.Path(directory).mkdir(parents=True, exist_ok=True)
     async with open_database(directory / "hypeman.db") as database:
         actor = RegistryActor(database, directory / "registry", Threads(), clock, policy)
-        app = registry_app(
+        app = Registry(
             facts=actor.handle,
             store=actor.store,
             uploads=actor.uploads,
