@@ -51,12 +51,12 @@ image NAME:
 
 # Lint, types, unit and actor tests: no machine is booted
 check:
-    @pytest tests/lint tests/unit tests/actors
+    @pytest -n 2 --dist loadgroup tests/lint tests/unit tests/actors
 
 # Everything, on real machines; what continuous integration runs
 test *ARGS: setup
     @echo "== tests: lint, types, unit, actors, contract, API, end to end" >&2
-    @pytest {{ ARGS }}
+    @pytest -n 2 --dist loadgroup {{ ARGS }}
 
 # Format, and fix what can be fixed mechanically
 fix:

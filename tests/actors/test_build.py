@@ -175,7 +175,7 @@ async def test_a_step_that_fails_fails_the_build_in_the_guests_words(
 @pytest.mark.parametrize(
     ("said", "believed"),
     [
-        *((reason.value, reason) for reason in build_module.GUEST_REASONS),
+        *((reason.value, reason) for reason in sorted(build_module.GUEST_REASONS)),
         ("cancelled", Reason.BUILD_FAILED),
         ("build_timeout", Reason.BUILD_FAILED),
         ("daemon_stopped", Reason.BUILD_FAILED),
