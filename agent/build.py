@@ -163,22 +163,29 @@ async def _run_buildctl(
     progress = Progress(redaction)
     disk = vitals.DiskWatch(paths.STATE_DIR)
     memory = vitals.MemoryWatch()
+    export = trio.CancelScope()
 
     async def report(data: bytes) -> None:
         for message in progress.feed(data):
             if isinstance(message, wire.Step) and message.error:
                 disk.look()  # now, before BuildKit removes what the step has written
+            if isinstance(message, wire.Status) and judge_base(config, progress.base_image_digest):
+                # Everything is built, and layers are being packed: nothing has been pushed yet. If
+                # something has all the same, the supervisor removes it.
+                export.cancel(reason="the base is another one")
+                return
             await send([message])
 
     env = {**builder_env(), "DOCKER_CONFIG": paths.DOCKER_DIR}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
         nursery.start_soon(memory.run)
-        status: int | OSError
-        try:
-            status = await run_child(command, report, env=env, user=paths.BUILDER_UID)
-        except OSError as exc:
-            status = exc
+        status: int | OSError = 0
+        with export:
+            try:
+                status = await run_child(command, report, env=env, user=paths.BUILDER_UID)
+            except OSError as exc:
+                status = exc
         nursery.cancel_scope.cancel(reason="buildctl has ended")
     if isinstance(status, OSError):
         return failed(Failure(BUILD_FAILED, f"buildctl could not be started: {status}"))
@@ -195,19 +202,22 @@ async def _run_buildctl(
             daemon_exit=daemon.exit,
         )
         return failed(classify(evidence), base)
-    if config.base_image_digest and base != config.base_image_digest:
-        actual = base or "unknown"
-        return failed(
-            Failure(
-                BASE_IMAGE_MISMATCH,
-                f"the final stage's base is {actual} instead of {config.base_image_digest}",
-            ),
-            base,
-        )
+    if mismatch := judge_base(config, base):
+        return failed(mismatch, base)
     digest = read_image_digest_sync(paths.METADATA_JSON)
     if not digest:
         return failed(Failure(BUILD_FAILED, "BuildKit succeeded, but named no image"), base)
     return wire.BuildResult(seq=0, ok=True, image_digest=digest, base_image_digest=base)
+
+
+def judge_base(config: wire.Config, base: str) -> Failure | None:
+    """Return why the final stage must not have the base that it has, or None if it may."""
+    if not config.base_image_digest or base == config.base_image_digest:
+        return None
+    return Failure(
+        BASE_IMAGE_MISMATCH,
+        f"the final stage's base is {base or 'unknown'} instead of {config.base_image_digest}",
+    )
 
 
 def read_image_digest_sync(path: str) -> str:

@@ -23,6 +23,14 @@ from agent.rootless import NO_PROXY, PROXY, REGISTRY
 MAX_ARGUMENT_BYTES = 128 << 10
 """The kernel's limit for one argument (MAX_ARG_STRLEN), its end included."""
 
+ATTESTATION = "attest:provenance=mode=min"
+"""Provenance for whoever pulls the image: when it was built, by what, and from which base images.
+`max` would publish the Dockerfile and the values of all build arguments, in which people do put
+passwords, to everybody who may pull; `min` holds no value of an argument and no name of a secret.
+"""
+_ATTESTING = "BUILDKIT_ATTEST_"
+"""What the frontend reads as `attest:` options if it comes as a build argument."""
+
 _HOST = r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?(?::[0-9]{1,5})?"
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = rf"{_COMPONENT}(?:/{_COMPONENT})*"
@@ -52,6 +60,9 @@ def check(config: wire.Config) -> Failure | None:
     for name in config.build_args:
         if not name or "=" in name:
             return Failure(DOCKERFILE_INVALID, f"{name!r} cannot name a build argument")
+        if name.startswith(_ATTESTING):
+            why = f"the build argument {name[:80]!r} would change the builder's own attestation"
+            return Failure(DOCKERFILE_INVALID, why)
     for option in _options(config):
         if "\0" in option:
             return Failure(DOCKERFILE_INVALID, f"{option[:80]!r} holds a NUL character")
@@ -126,4 +137,5 @@ def _options(config: wire.Config) -> Sequence[str]:
         f"filename={filename}",
         *([f"target={config.target}"] if config.target else []),
         *(f"build-arg:{name}={value}" for name, value in arguments.items()),
+        ATTESTATION,
     ]

@@ -71,6 +71,15 @@ def read_versions(path: str = VERSIONS) -> dict[str, str]:
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
+def toolchain(versions: Mapping[str, str]) -> str:
+    """Return what a build runs on beside BuildKit: the agent, the kernel, and the image's programs.
+
+    What compiles a user's code is in the base images; their digests say which it was.
+    """
+    parts = {"agent": AGENT_VERSION, "kernel": os.uname().release, **versions}
+    return ", ".join(f"{name} {parts[name]}" for name in sorted(parts) if name != "buildkit")
+
+
 def hello_fields(timeline: Mapping[str, float]) -> dict[str, Any]:
     """Return the fields of `wire.Hello`."""
     versions = read_versions()
@@ -78,7 +87,7 @@ def hello_fields(timeline: Mapping[str, float]) -> dict[str, Any]:
         "protocol": PROTOCOL_VERSION,
         "agent": AGENT_VERSION,
         "buildkit": versions.get("buildkit", ""),
-        "toolchain": versions.get("toolchain", ""),
+        "toolchain": toolchain(versions),
         "timeline": timeline,
     }
 

@@ -18,9 +18,11 @@ from agent import wire
 QUEUE_LENGTH = 32
 """Messages waiting to be written. A supervisor that does not read stops the build's output, and by
 that the build; it never costs memory: at most this many pieces of log."""
-MISSED_HEARTBEATS = 6
+MISSED_HEARTBEATS = 60
 """So many intervals without a byte, and the supervisor is lost. Intervals are counted and not time,
-because a paused machine finds much time gone, and the heartbeats of it still waiting to be read."""
+because a paused machine finds much time gone, and the heartbeats of it still waiting to be read.
+They are many because an emulated machine that booted on a busy host may have measured its clock
+wrong: one ran seven times too fast. A supervisor that ends takes the machine with it anyway."""
 _BATCH_BYTES = 64 << 10
 _RECEIVE_BYTES = 64 << 10
 

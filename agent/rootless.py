@@ -73,7 +73,7 @@ def render_config(mirrors: Sequence[str]) -> str:
     """Return buildkitd.toml. The mirrors have passed `buildctl.check`: nothing needs quoting."""
     registries = [f'[registry."{REGISTRY}"]\n  http = true\n']
     registries += [
-        f'[registry."{upstream}"]\n  mirrors = ["{REGISTRY}/mirror/{upstream}"]\n'
+        f'[registry."{upstream}"]\n  mirrors = ["{REGISTRY}/mirror/{_component(upstream)}"]\n'
         for upstream in mirrors
     ]
     return f"""\
@@ -100,6 +100,11 @@ root = "{paths.STATE_DIR}"
   enabled = false
 
 {"".join(registries)}"""
+
+
+def _component(upstream: str) -> str:
+    """Return an upstream's part of the names in the mirror, where a colon cannot be."""
+    return upstream.replace(":", "_")
 
 
 def prepare_directories() -> None:

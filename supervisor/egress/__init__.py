@@ -8,6 +8,7 @@ request goes through the same steps, of which all but two are pure functions:
 
 The address that was checked is the address that is connected to; nothing resolves a name twice.
 
-What it does not see: what a tunnel carries. A server that answers for many names (a CDN) can be
-asked for any of them through a tunnel to one that is allowed.
+With `allowed_domains`, the first message of a tunnel must be a TLS hello that names an allowed
+server (opening.py). What it does not see is what the tunnel carries then: a server that lets a
+client say one name in its hello and another inside lets builds do so.
 """

@@ -120,6 +120,14 @@ class EgressPolicy:
             )
         return None
 
+    def must_see_hello(self, destination: Destination) -> bool:
+        """Say whether a tunnel has to begin with a TLS hello that names an allowed server.
+
+        On the ports of HTTP only: what an operator opens others for may begin in any way.
+        """
+        is_name = isinstance(destination.host, str)
+        return self.allowed_domains is not None and is_name and destination.port in DEFAULT_PORTS
+
     def why_unreachable(self, addresses: Collection[IPAddress]) -> Refusal | None:
         """Judge what a host stands for. One good address is enough: only that is connected to.
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 import h11
 import trio
 
+from supervisor.egress.opening import Denied, receive_opening
 from supervisor.egress.peer import (
     CHUNK_BYTES,
     HttpPeer,
@@ -129,12 +130,16 @@ class _Proxy:
     async def _serve_request(self, peer: HttpPeer, request: h11.Request) -> None:
         """Serve one request, and report it once it is over, however it ends."""
         report = _Report(_shown(request))
-        if not self._budget.take_request():
-            # Not reported: reports without end are what this limit is against.
+        is_too_many = not self._budget.take_request()
+        if is_too_many and self._budget.refused_requests > 1:
+            # Only the first is reported: reports without end are what this limit is against.
             await self._refuse(peer, request, report, _TOO_MANY_REQUESTS)
             return
         try:
-            await self._attend(peer, request, report)
+            if is_too_many:
+                await self._refuse(peer, request, report, _TOO_MANY_REQUESTS)
+            else:
+                await self._attend(peer, request, report)
         except trio.Cancelled:
             report.reason = "cut off when the build ended"
             raise
@@ -166,7 +171,7 @@ class _Proxy:
             if isinstance(target, HttpTarget):
                 report.reason = await self._exchange(peer, request, target, metered)
             else:
-                report.reason = await self._tunnel(peer, metered)
+                report.reason = await self._tunnel(peer, metered, report, target)
         finally:
             await trio.aclose_forcefully(server)
 
@@ -177,16 +182,25 @@ class _Proxy:
         other = HttpPeer(server, h11.CLIENT)
         return await Exchange(peer, other, head, has_body(request), self._limits).run()
 
-    async def _tunnel(self, peer: HttpPeer, server: MeteredStream) -> str:
-        with trio.move_on_after(self._limits.idle_seconds) as sending:
+    async def _tunnel(
+        self, peer: HttpPeer, server: MeteredStream, report: _Report, destination: Destination
+    ) -> str:
+        policy = self._way_out.policy
+        opening: bytes | Denied = b""
+        with trio.move_on_after(self._limits.idle_seconds) as beginning:
             try:
                 await peer.send(TUNNEL_OPENED)
+                opening, _ = peer.http.trailing_data
+                if policy.must_see_hello(destination):
+                    opening = await receive_opening(peer.stream, opening, policy, destination)
             except _STREAM_ERRORS:
                 return GUEST_BROKE_OFF
-        if sending.cancelled_caught:
+        if beginning.cancelled_caught:
             return GUEST_BROKE_OFF
-        first, _ = peer.http.trailing_data
-        return await tunnel(peer.stream, first, server, self._limits)
+        if isinstance(opening, Denied):
+            report.is_allowed = False
+            return opening.reason
+        return await tunnel(peer.stream, opening, server, self._limits)
 
     async def _refuse(
         self, peer: HttpPeer, request: h11.Request, report: _Report, refusal: Refusal

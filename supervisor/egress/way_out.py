@@ -36,6 +36,11 @@ class Budget:
         """Say whether any more may be transferred."""
         return self._bytes > 0
 
+    @property
+    def refused_requests(self) -> int:
+        """How many requests were too many."""
+        return max(0, -self._requests)
+
     def take_request(self) -> bool:
         """Count a request; False if it was one too many."""
         self._requests -= 1
@@ -100,7 +105,7 @@ class WayOut:
     def __init__(
         self, policy: EgressPolicy, limits: EgressLimits, resolver: Resolver, connect: Connect
     ) -> None:
-        self._policy = policy
+        self.policy = policy
         self._connect_seconds = limits.connect_seconds
         self._resolver = resolver
         self._connect = connect
@@ -112,13 +117,13 @@ class WayOut:
         The name is resolved here and nowhere else, and what is connected to is the address that was
         checked: a name that changes its mind (rebinding) changes nothing.
         """
-        if refusal := self._policy.why_denied(destination):
+        if refusal := self.policy.why_denied(destination):
             return refusal
         with trio.move_on_after(self._connect_seconds):
             addresses = await self._resolve(destination.host)
-            if refusal := self._policy.why_unreachable(addresses):
+            if refusal := self.policy.why_unreachable(addresses):
                 return refusal
-            allowed = [a for a in addresses if self._policy.address_rule(a) is None]
+            allowed = [a for a in addresses if self.policy.address_rule(a) is None]
             return await self._connect_first(allowed, destination.port)
         return Refusal(504, f"it did not answer within {self._connect_seconds:g} s")
 

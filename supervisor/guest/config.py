@@ -29,7 +29,7 @@ def guest_config(
             wire.SecretRequest(secret.id, secret.env_var or "") for secret in request.secrets
         ),
         no_cache=request.no_cache,
-        mirrors=settings.mirrors,
+        mirrors=tuple(upstream.name for upstream in settings.upstreams),
         cache_import=_cache_imports(build),
         cache_export=_cache_export(build),
         egress=request.policy.network_mode is NetworkMode.EGRESS,

@@ -19,6 +19,7 @@ from supervisor.errors import HostError
 from supervisor.guest.link import GuestLink
 from supervisor.model.build import SecretRef
 from supervisor.model.ids import Tenant
+from supervisor.runtime.accept import accept
 from supervisor.runtime.logs import log
 
 MAX_SECRET_BYTES = 500 << 10
@@ -66,7 +67,7 @@ async def serve_secrets(
     Whoever connects first gets them. That is the agent: it asks before it starts anything of the
     build, and steps of a build cannot open vsock.
     """
-    stream = await listener.accept()
+    stream = await accept(listener)
     link = GuestLink(stream, silence_seconds=silence_seconds)
     try:
         request = await link.receive()

@@ -8,6 +8,7 @@ import trio
 
 from agent import wire
 from supervisor.model.build import Source
+from supervisor.runtime.accept import accept
 from supervisor.runtime.logs import log
 
 _CHUNK_BYTES = 1 << 20
@@ -21,7 +22,7 @@ async def serve_source(
     """Send the archive to whoever connects, one connection after the other, until cancelled."""
     header = wire.encode(wire.SourceHeader(size=source.size_bytes, sha256=source.sha256))
     for _ in range(_MAX_TRANSFERS):
-        stream = await listener.accept()
+        stream = await accept(listener)
         try:
             async with await trio.open_file(path, "rb") as file:
                 await stream.send_all(header)

@@ -43,11 +43,14 @@ def pull(daemon: Daemon, reference: str, work: Path, tenant: str = "acme") -> Im
     layout = work / "layout"
     _skopeo(
         daemon, tenant,
-        "copy", "--src-tls-verify=false", f"docker://{reference}", f"oci:{layout}:pulled",
+        "copy", "--all", "--src-tls-verify=false", f"docker://{reference}", f"oci:{layout}:pulled",
     )  # fmt: skip
     index = json.loads((layout / "index.json").read_bytes())
     digest = index["manifests"][0]["digest"]
     manifest = json.loads(_blob(layout, digest))
+    if "manifests" in manifest:  # an index: the image, and what is attested of it
+        [inside] = [m for m in manifest["manifests"] if m["platform"]["os"] != "unknown"]
+        manifest = json.loads(_blob(layout, inside["digest"]))
     image = Image(digest, json.loads(_blob(layout, manifest["config"]["digest"])))
     for layer in manifest["layers"]:
         _apply(image, _decompress(_blob(layout, layer["digest"]), layer["mediaType"]))

@@ -1,4 +1,4 @@
-"""What a step finds around it, told by the step itself."""
+"""What a step finds around it, told by the step itself: a hostile one that looks everywhere."""
 
 from __future__ import annotations
 
@@ -7,22 +7,89 @@ from pathlib import Path
 from tests.e2e.daemon import Daemon
 from tests.e2e.image import pull
 
-# Perl is in every Debian base; 40 is AF_VSOCK, 1 SOCK_STREAM.
-LOOK_AROUND = r"""
+SECRET = "value-of-a-secret-that-no-step-mounts"
+# Perl is in every Debian base; 40 is AF_VSOCK, 2 AF_INET, 1 SOCK_STREAM and AF_UNIX.
+ASK = r"""
 FROM debian:bookworm
-RUN tail -n +3 /proc/net/dev | cut -d: -f1 > /interfaces; \
-    cat /proc/self/uid_map > /uid_map; \
-    perl -e 'print socket(S, 40, 1, 0) ? "opened" : "refused: $!"' > /vsock; \
-    perl -e 'print socket(S, 2, 1, 0) ? "opened" : "refused: $!"' > /inet; \
-    (ls /dev/vsock /run/buildkit /config 2>&1 || true) > /sockets
+COPY connect http /usr/local/bin/
+RUN mkdir /found; cd /found; chmod +x /usr/local/bin/*; \
+    tail -n +3 /proc/net/dev | cut -d: -f1 > interfaces; \
+    cat /proc/self/uid_map > uid_map; \
+    perl -e 'print socket(S, 40, 1, 0) ? "opened" : "refused: $!"' > vsock; \
+    perl -e 'print socket(S, 2, 1, 0) ? "opened" : "refused: $!"' > inet
+RUN cd /found; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' > processes; \
+    ls -d /dev/* > devices; \
+    ls -dR /run/hypeman /config /home/builder /src /run/buildkit /run/secrets > places 2>&1; \
+    find / -xdev -type s > sockets; \
+    grep -c . /proc/net/unix > unix; \
+    grep -o '@.*' /proc/net/unix | sort -u | while read -r name; do \
+        connect "$name" && echo "$name"; done > reached; \
+    awk '$4 == "0A" {print $2}' /proc/net/tcp /proc/net/tcp6 > listeners
+RUN cd /found; http /v2/builds/x/tags/list > registry; http /v2/token > token; \
+    http /builds > api; http /health > health; http /metrics > metrics; \
+    (unshare -U true; unshare -m true; mount -t tmpfs none /mnt; mknod /found/disk b 254 0; \
+     chroot /proc/1/root true && echo same root; echo b > /proc/sysrq-trigger; \
+     echo 1 > /proc/sys/kernel/panic; dmesg) > escapes 2>&1; \
+    grep -rlF --exclude-dir=proc --exclude-dir=sys value-of-a-secret- / > secrets; true
+"""
+CONNECT = r"""#!/usr/bin/perl
+# Connects to an abstract UNIX socket, whose name is written with an @ for the NUL.
+(my $name = $ARGV[0]) =~ s/^@/\0/;
+socket(S, 1, 1, 0) or exit 1;
+exit(connect(S, pack("S a*", 1, $name)) ? 0 : 1);
+"""
+HTTP = r"""#!/usr/bin/perl
+# Asks the registry's port for a path and prints the status.
+use Socket;
+socket(S, 2, 1, 0) or die;
+connect(S, pack_sockaddr_in(8083, inet_aton("10.102.0.1"))) or die;
+syswrite(S, "GET $ARGV[0] HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+print((split / /, scalar <S>)[1]);
 """
 
 
-def test_step_is_rootless_has_only_loopback_and_no_vsock(daemon: Daemon, tmp_path: Path) -> None:
-    build = daemon.build_image({"Dockerfile": LOOK_AROUND})
+def test_step_finds_nothing_of_the_machine_that_it_could_use(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    secrets = Path(daemon.environment["BUILD_SECRETS_DIR"]) / "acme"
+    secrets.mkdir(parents=True, exist_ok=True)
+    (secrets / "unmounted").write_text(SECRET)
+    build = daemon.build_image(
+        {"Dockerfile": ASK, "connect": CONNECT, "http": HTTP}, secrets=[{"id": "unmounted"}]
+    )
     image = pull(daemon, build["image_ref"], tmp_path)
-    assert image.read("interfaces").split() == [b"lo"]
-    # Root of the step is uid 1000 of the guest: the user that buildkitd runs as.
-    assert image.read("uid_map").split()[:3] == [b"0", b"1000", b"1"]
-    assert image.read("vsock").startswith(b"refused: ")
-    assert image.read("inet") == b"opened"
+
+    def found(name: str) -> list[str]:
+        return image.read(f"found/{name}").decode(errors="replace").split()
+
+    # The network: loopback, and on it the registry and the proxy.
+    assert found("interfaces") == ["lo"]
+    assert found("vsock")[0] == "refused:"
+    assert found("inet") == ["opened"]
+    here = f"{int.from_bytes(bytes([10, 102, 0, 1]), 'little'):08X}"
+    assert sorted(found("listeners")) == [f"{here}:0C38", f"{here}:1F93"]
+    # The registry knows nobody without a token, and no other route of the API is behind it.
+    assert found("registry") == ["401"]
+    assert found("token") == ["401"]
+    assert {*found("api"), *found("health"), *found("metrics")} == {"404"}
+    # Processes: its own. Root of the step is uid 1000 of the guest, the user of buildkitd.
+    assert found("uid_map")[:3] == ["0", "1000", "1"]
+    processes = image.read("found/processes").decode(errors="replace")
+    assert "cat" in processes.split()
+    for other in ("buildkitd", "buildctl", "rootlesskit", "builder-agent", "DOCKER_CONFIG"):
+        assert other not in processes
+    # Sockets: none by path, none that answers by an abstract name.
+    assert found("sockets") == []
+    assert found("reached") == []
+    # Files: nothing of the agent, no device of the machine, no secret.
+    assert all("No such file" in line or not line for line in _lines(image.read("found/places")))
+    devices = {Path(name).name for name in found("devices")}
+    assert not devices & {"vsock", "vda", "vdb", "kmsg", "mem", "fuse", "console", "ttyS0", "loop0"}
+    assert found("secrets") == []
+    assert "found/disk" not in image.files
+    assert len(_lines(image.read("found/escapes"))) >= 7
+    assert SECRET not in daemon.log(build["id"])
+
+
+def _lines(data: bytes) -> list[str]:
+    return data.decode(errors="replace").splitlines()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from ipaddress import ip_address
@@ -319,3 +320,22 @@ class HttpServer:
 async def echo(stream: trio.abc.Stream) -> None:
     while data := await stream.receive_some(65536):
         await stream.send_all(data)
+
+
+# -- TLS ---------------------------------------------------------------------------------------
+
+
+def client_hello(name: str | None) -> bytes:
+    """Return the first message of a real TLS client that wants `name`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    outgoing = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def tls_records(payload: bytes) -> bytes:
+    """Return `payload` as one TLS record of the handshake."""
+    return b"\x16\x03\x01" + len(payload).to_bytes(2, "big") + payload

@@ -15,6 +15,7 @@ from tests.egress.kit import (
     HttpServer,
     Proxy,
     World,
+    client_hello,
     connect_request,
     echo,
     get_request,
@@ -33,6 +34,14 @@ async def use_tunnel(proxy: Proxy) -> None:
     stream = await proxy.tunnel()
     await stream.send_all(b"ping")
     await read_until(stream, b"ping")
+
+
+async def use_tls(proxy: Proxy) -> None:
+    hello = client_hello("example.org")
+    stream = await proxy.tunnel()
+    await stream.send_all(hello[:9])
+    await stream.send_all(hello[9:])
+    await wait_for(stream, hello)
 
 
 async def upload(proxy: Proxy) -> None:
@@ -56,16 +65,17 @@ async def wait_for(stream: trio.abc.ReceiveStream, end: bytes) -> None:
         data += await stream.receive_some(65536)
 
 
-@pytest.mark.parametrize("use", [use_tunnel, upload, be_denied])
+@pytest.mark.parametrize("use", [use_tunnel, use_tls, upload, be_denied])
 async def test_cancelling_at_any_point_closes_every_stream(
     use: Callable[[Proxy], Awaitable[None]],
 ) -> None:
-    server = echo if use is use_tunnel else HttpServer()
+    server = echo if use in (use_tunnel, use_tls) else HttpServer()
+    allowed = ["example.org"] if use is use_tls else None
     runs: list[Proxy] = []
 
     async def operation() -> None:
         world = World(names={"example.org": [PUBLIC]}, servers={PUBLIC: server})
-        async with open_proxy(world) as proxy:
+        async with open_proxy(world, allowed=allowed) as proxy:
             runs.append(proxy)
             await use(proxy)
 

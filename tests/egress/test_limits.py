@@ -158,7 +158,7 @@ async def test_a_host_out_of_descriptors_goes_on_when_it_has_some_again(
         assert failures == []
 
 
-async def test_requests_over_the_limit_are_denied_and_reported_no_more() -> None:
+async def test_requests_over_the_limit_are_denied_and_the_first_of_them_reported() -> None:
     limits = replace(LIMITS, max_requests=3)
     async with open_proxy(world_of(echo), limits=limits) as proxy:
         for _ in range(6):
@@ -166,7 +166,9 @@ async def test_requests_over_the_limit_are_denied_and_reported_no_more() -> None
             last = await read_until(stream, b"\r\n")
         assert b"403" in last
         assert b"all of its requests" in last
-        assert len(proxy.decisions) == 3
+        assert len(proxy.decisions) == 4
+        assert not proxy.decisions[-1].allowed
+        assert proxy.decisions[-1].reason == "the build has made all of its requests"
 
 
 async def test_a_machine_looks_up_a_few_names_at_once_only() -> None:

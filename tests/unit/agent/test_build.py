@@ -6,14 +6,23 @@ import base64
 import json
 import os
 import stat
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from agent import paths, wire
-from agent.build import is_clock_wrong, read_image_digest_sync, run_build, settle_sync
+from agent.build import (
+    _run_buildctl,
+    is_clock_wrong,
+    read_image_digest_sync,
+    run_build,
+    settle_sync,
+)
 from agent.buildkit import Daemon
+from agent.redact import Redaction
 from agent.rootless import REGISTRY
 from tests.unit.agent.test_control import CONFIG
 
@@ -92,6 +101,63 @@ def test_the_digest_is_read_from_buildkits_metadata(
     if text is not None:
         path.write_text(text)
     assert read_image_digest_sync(str(path)) == digest
+
+
+# What buildctl reports of `FROM busybox` with one step, up to the moment at which it has built all
+# that there is to push.
+BASE = "sha256:" + "b" * 64
+BUILT = [
+    {"digest": "sha256:from", "name": f"[1/2] FROM docker.io/library/busybox:latest@{BASE}"},
+    {"digest": "sha256:run", "name": "[2/2] RUN true", "inputs": ["sha256:from"]},
+    {
+        "digest": "sha256:export",
+        "name": "exporting to image",
+        "started": "2026-11-21T01:45:29.188486609Z",
+    },
+]
+
+
+async def run_buildctl(guest: Path, expected_base: str, then: str) -> tuple[wire.BuildResult, str]:
+    """Run something that reports like buildctl, and then does `then`; return also the phases."""
+    said: list[wire.Message] = []
+
+    async def send(messages: Iterable[wire.Message]) -> None:
+        said.extend(messages)
+
+    reports = guest / "reports"
+    reports.write_text(json.dumps({"vertexes": BUILT}) + "\n")
+    command = ["sh", "-c", f"cat {reports} >&2; {then}"]
+    config = replace(CONFIG, base_image_digest=expected_base)
+    with trio.fail_after(30):
+        result = await _run_buildctl(command, config, Redaction(), Daemon(), send)
+    return result, " ".join(m.phase for m in said if isinstance(m, wire.Status))
+
+
+@pytest.fixture
+def state(guest: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "STATE_DIR", str(guest))
+    monkeypatch.setattr(paths, "METADATA_JSON", str(guest / "metadata.json"))
+    (guest / "metadata.json").write_text(json.dumps({"containerimage.digest": DIGEST}))
+    return guest
+
+
+async def test_another_base_ends_buildctl_before_it_pushes(state: Path) -> None:
+    pushed = state / "pushed"
+    # It would push when the process that never ends has ended.
+    result, phases = await run_buildctl(state, DIGEST, f"sleep 1000; touch {pushed}")
+    assert (result.ok, result.error_code) == (False, "base_image_mismatch")
+    assert result.error == f"the final stage's base is {BASE} instead of {DIGEST}"
+    assert result.base_image_digest == BASE
+    assert phases == ""
+    assert not pushed.exists()
+
+
+@pytest.mark.parametrize("expected", ["", BASE])
+async def test_the_expected_base_is_pushed(state: Path, expected: str) -> None:
+    result, phases = await run_buildctl(state, expected, "true")
+    assert (result.ok, result.image_digest) == (True, DIGEST)
+    assert result.base_image_digest == BASE
+    assert phases == "pushing"
 
 
 async def test_a_configuration_that_cannot_be_built_is_refused_before_anything(

@@ -24,6 +24,7 @@ CONFIG = wire.Config(
 )
 text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60)
 names = text.filter(lambda name: name and "=" not in name)
+ATTESTED = {"attest:provenance": "mode=min"}
 
 
 def options(command: list[str], name: str) -> list[str]:
@@ -55,6 +56,7 @@ def test_an_ordinary_build() -> None:
         "--opt", "filename=Dockerfile",
         "--opt", "target=app",
         "--opt", "build-arg:A=1",
+        "--opt", "attest:provenance=mode=min",
         "--no-cache",
         "--secret", "id=npm,src=/run/hypeman/secrets/0",
         "--output", "type=image,name=10.102.0.1:8083/builds/abc:latest,push=true,"
@@ -66,7 +68,7 @@ def test_the_requests_own_dockerfile_is_taken_from_beside_the_context() -> None:
     config = replace(CONFIG, dockerfile="FROM scratch", dockerfile_path="sub/Other")
     command = buildctl.argv(config, {})
     assert options(command, "--local") == ["context=/src", "dockerfile=/run/hypeman/dockerfile"]
-    assert parse(command) == {"filename": "Dockerfile"}
+    assert parse(command) == {"filename": "Dockerfile", **ATTESTED}
 
 
 def test_the_cache_is_written_whole_and_its_failure_ignored() -> None:
@@ -95,6 +97,7 @@ def test_with_egress_steps_are_told_of_the_proxy() -> None:
         "build-arg:http_proxy": "http://10.102.0.1:3128",
         "build-arg:https_proxy": "http://10.102.0.1:3128",
         "build-arg:no_proxy": "10.102.0.1,localhost,127.0.0.1",
+        **ATTESTED,
     }
     assert "build-arg:http_proxy" not in parse(buildctl.argv(CONFIG, {}))
 
@@ -106,7 +109,7 @@ def test_no_text_of_a_user_leaves_its_place(
     config = replace(CONFIG, build_args=arguments, target=target, dockerfile_path=path)
     assert buildctl.check(config) is None
     command = buildctl.argv(config, {})
-    expected = {"filename": path, **({"target": target} if target else {})}
+    expected = {"filename": path, **({"target": target} if target else {}), **ATTESTED}
     expected |= {f"build-arg:{name}": value for name, value in arguments.items()}
     assert parse(command) == expected
     # The rest of the command is what it is without them.
@@ -151,6 +154,8 @@ def test_a_name_that_is_none_is_refused(changes: dict[str, Any]) -> None:
     [
         {"build_args": {"": "x"}},
         {"build_args": {"a=b": "x"}},
+        {"build_args": {"BUILDKIT_ATTEST_PROVENANCE": "mode=max"}},
+        {"build_args": {"BUILDKIT_ATTEST_SBOM": "generator=example.net/scanner"}},
         {"build_args": {"a": "x\0y"}},
         {"build_args": {"a\0": "x"}},
         {"build_args": {"a": "x" * (128 << 10)}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_versions_are_read_from_the_image(tmp_path: Path) -> None:
     path = tmp_path / "versions"
     path.write_text("buildkit v0.32.2\ntoolchain runc 1.4.3\n\nlonely\n")
     assert greeting.read_versions(str(path)) == {"buildkit": "v0.32.2", "toolchain": "runc 1.4.3"}
+
+
+def test_the_toolchain_is_all_that_a_build_runs_on_beside_buildkit() -> None:
+    versions = {"buildkit": "v0.32.2", "rootlesskit": "v3.0.1", "runc": "v1.4.3"}
+    assert greeting.toolchain(versions) == (
+        f"agent {greeting.AGENT_VERSION}, kernel {os.uname().release},"
+        " rootlesskit v3.0.1, runc v1.4.3"
+    )
 
 
 def test_an_image_that_names_no_versions_is_no_error(tmp_path: Path) -> None:

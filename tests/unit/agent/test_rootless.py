@@ -12,7 +12,7 @@ def test_the_configuration_is_toml_that_says_what_it_should() -> None:
     assert config["registry"] == {
         "10.102.0.1:8083": {"http": True},
         "docker.io": {"mirrors": ["10.102.0.1:8083/mirror/docker.io"]},
-        "registry.example:5000": {"mirrors": ["10.102.0.1:8083/mirror/registry.example:5000"]},
+        "registry.example:5000": {"mirrors": ["10.102.0.1:8083/mirror/registry.example_5000"]},
     }
     assert config["worker"]["oci"]["snapshotter"] == "overlayfs"
     assert config["worker"]["containerd"]["enabled"] is False

@@ -23,7 +23,7 @@ def test_everything_of_the_request_that_the_guest_needs_is_there() -> None:
         no_cache=True,
     )
     build = a_build(request=request)
-    settings = load_settings(mirrors=("docker.io",), jwt_secret="s" * 32)
+    settings = load_settings(mirrors=("docker.io=https://proxy.example",), jwt_secret="s" * 32)
     config = guest_config(build, settings, token="t", seconds=5.0, now=7.0)
     assert config.build_id == build.id
     assert config.repository == f"builds/{build.id}"
