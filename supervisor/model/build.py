@@ -143,6 +143,8 @@ class Build:
     status: Status = Status.QUEUED
     attempt: int = 0
     """How many attempts have been started."""
+    lost_attempts: int = 0
+    """How many of them the host lost, by a crash; a planned stop is none."""
     queued_at: float = 0.0
     """When it last entered the queue: at first `created_at`, later the time it was put back."""
     started_at: float | None = None

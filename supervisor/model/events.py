@@ -1,4 +1,4 @@
-"""What followers of a build receive: log lines, statuses and steps, in one order.
+"""What followers of a build receive: log lines, statuses, steps and egress, in one order.
 
 An event is stored and delivered as one JSON object. Its id is the offset of the byte behind it in
 the build's event file, so resuming after an id is one seek, and ids increase without any counter.
@@ -59,6 +59,29 @@ def status_event(timestamp: str, build: Build) -> bytes:
 def step_event(timestamp: str, step: Step) -> bytes:
     """Return the event that tells the present state of a step."""
     return _dump({"type": "step", "timestamp": timestamp, "step": render_step(step)})
+
+
+def egress_event(
+    timestamp: str,
+    *,
+    allowed: bool,
+    host: str,
+    port: int,
+    bytes_sent: int,
+    bytes_received: int,
+    reason: str,
+) -> bytes:
+    """Return the event that tells what became of one request of a build to the network."""
+    egress: dict[str, Any] = {
+        "allowed": allowed,
+        "host": host,
+        "port": port,
+        "bytes_sent": bytes_sent,
+        "bytes_received": bytes_received,
+    }
+    if reason:
+        egress["reason"] = reason
+    return _dump({"type": "egress", "timestamp": timestamp, "egress": egress})
 
 
 def render_step(step: Step) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import assert_never
 
 from supervisor.model.build import Build, Phase, Provenance, Reason, Status
 
-MAX_ATTEMPTS = 3
-"""A build that has taken the daemon or its machine down this often is given up as `builder_lost`.
+MAX_LOST_ATTEMPTS = 3
+"""A build under which the daemon has gone down this often is given up as `builder_lost`. An attempt
+that a planned stop interrupts is not one of them.
 """
 
 
@@ -124,10 +125,12 @@ def _when_running(build: Build, event: Event, now: float) -> Build:
             return replace(build, cancel_requested=True)
         case Interrupted() if build.cancel_requested:
             return _ended(build, Reason.CANCELLED, "cancelled", {}, now)
-        case Interrupted(is_planned=False) if build.attempt >= MAX_ATTEMPTS:
-            message = f"the host lost {build.attempt} attempts of this build; it is not tried again"
-            return _ended(build, Reason.BUILDER_LOST, message, {}, now)
-        case Interrupted():
+        case Interrupted(is_planned):
+            lost = build.lost_attempts + (not is_planned)
+            build = replace(build, lost_attempts=lost)
+            if lost >= MAX_LOST_ATTEMPTS:
+                message = f"the host lost {lost} attempts of this build; it is not tried again"
+                return _ended(build, Reason.BUILDER_LOST, message, {}, now)
             return replace(build, status=Status.QUEUED, queued_at=now)
         case Started():
             raise AssertionError(f"build {build.id} was started twice")

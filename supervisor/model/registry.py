@@ -35,6 +35,15 @@ class ManifestInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MirroredTag:
+    """A tag below `mirror/`, and the manifest that it points at."""
+
+    manifest: ManifestInfo
+    checked_at: float | None
+    """When the upstream last confirmed it. None: the operator pushed it, and it stands."""
+
+
+@dataclass(frozen=True, slots=True)
 class NewManifest:
     """A manifest that a client pushes, read and checked; the blob store has its bytes already."""
 

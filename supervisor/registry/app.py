@@ -46,6 +46,7 @@ from supervisor.registry.http import (
     header,
 )
 from supervisor.registry.manifestroutes import ManifestRoutes
+from supervisor.registry.mirror import Mirror
 from supervisor.registry.tokenroute import TokenRoute
 from supervisor.registry.uploadroutes import UploadRoutes
 from supervisor.registry.uploads import Uploads
@@ -88,6 +89,7 @@ class Registry:
         self,
         *,
         facts: Facts,
+        mirror: Mirror,
         store: BlobStore,
         uploads: Uploads,
         keys: Keys | None,
@@ -100,9 +102,9 @@ class Registry:
         secret = None if keys is None else keys.registry
         self._tokens = TokenRoute(self._authenticator, secret, tenant_of_build, clock)
         self._discovery = DiscoveryRoutes(facts)
-        blobs = BlobRoutes(facts, store)
+        blobs = BlobRoutes(facts, mirror, store)
         taking = UploadRoutes(facts, store, uploads, tenant_of_build)
-        manifests = ManifestRoutes(facts, store)
+        manifests = ManifestRoutes(facts, mirror, store)
         self._routes: Mapping[str, Mapping[str, _Route]] = {
             "blob": {
                 "GET": _Route(Access.PULL, blobs.get),

@@ -66,7 +66,9 @@ class Authenticator:
         now = self._clock()
         known = self._remembered.get(token)
         if known is not None and 0 <= now - known[0] < _REMEMBER_SECONDS:
-            return known[1]
+            expires_at = known[1].expires_at
+            if expires_at is None or now < expires_at:
+                return known[1]
         principal = self._parse(token)
         self._remembered[token] = (now, principal)
         while len(self._remembered) > _REMEMBERED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from http import HTTPStatus
 
 import trio
@@ -20,22 +21,31 @@ from supervisor.registry.errors import (
 )
 from supervisor.registry.facts import Facts
 from supervisor.registry.http import Request, header
+from supervisor.registry.mirror import Mirror
 from supervisor.registry.ranges import Span, Unsatisfiable, parse_byte_range
+from supervisor.registry.upstream_errors import UpstreamError
 
 PIECE_BYTES = 1 << 20
 """What is read from the disk, and sent, at a time."""
+SMALL_BYTES = 32 << 10
+"""What is no longer goes out in one write with its head."""
 
 
 class BlobRoutes:
     """Answers requests for blobs that a repository links."""
 
-    def __init__(self, facts: Facts, store: BlobStore) -> None:
+    def __init__(self, facts: Facts, mirror: Mirror, store: BlobStore) -> None:
         self._facts = facts
+        self._mirror = mirror
         self._store = store
 
     async def head(self, call: Call) -> None:
         """Say whether the blob is there, and how large it is."""
-        blob = await self._find(call)
+        try:
+            blob = await self._find(call)
+        except UpstreamError as exc:
+            # Asked by whoever is about to push it, also when there is no way to the upstream.
+            raise blob_unknown() from exc
         await self._facts.note_use(call.repository, blob)
         await call.request.start(HTTPStatus.OK, _headers(blob.digest, blob.size_bytes))
         await call.request.send_piece(b"", more=False)
@@ -69,7 +79,12 @@ class BlobRoutes:
         await call.request.answer(HTTPStatus.ACCEPTED)
 
     async def _find(self, call: Call) -> BlobInfo:
-        blob = await self._facts.find_blob(call.repository, call.digest)
+        repository, digest = call.repository, call.digest
+        if self._mirror.covers(repository):
+            look = partial(self._mirror.find_blob, repository, digest)
+            blob = await call.request.unless_gone(look)
+        else:
+            blob = await self._facts.find_blob(repository, digest)
         if blob is None:
             raise blob_unknown()
         return blob
@@ -77,6 +92,11 @@ class BlobRoutes:
     async def _send(
         self, request: Request, fd: int, span: Span, status: int, headers: list[Header]
     ) -> None:
+        if request.can_send_files and span.length > SMALL_BYTES:
+            await request.start(status, headers)
+            await self._store.send(request.send_file, fd, span.start, span.length)
+            await request.send_piece(b"", more=False)
+            return
         piece = await self._store.read(fd, span.start, min(span.length, PIECE_BYTES))
         await request.start(status, headers)
         if len(piece) == span.length:

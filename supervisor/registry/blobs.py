@@ -11,23 +11,28 @@ who is about to refer to that digest (`keeping`).
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
+from supervisor.errors import HostError, ResourceExhausted
 from supervisor.model.oci import Algorithm, Digest, algorithm_of, encoded_part, parse_digest
 from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
 from supervisor.runtime.threads import Threads, run_in_thread
+
+SendFile = Callable[[int, int, int, trio.CapacityLimiter], Awaitable[None]]
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _MODE = 0o640
 _CACHE_BYTES = 32 << 20
 _CACHED_ITEM_BYTES = 256 << 10
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BlobStore:
@@ -49,12 +54,18 @@ class BlobStore:
         return self.root / "uploads"
 
     def prepare_sync(self) -> None:
-        """Make the directories. For start-up."""
-        for directory in (self.staging, *(self._directory(item) for item in Algorithm)):
-            directory.mkdir(parents=True, exist_ok=True)
-        write_atomically_sync(self.root / "oci-layout", _LAYOUT)
-        for directory in (self.root / "blobs", self.root, self.root.parent):
-            fsync_directory_sync(directory)
+        """Make what is missing of the directories. For start-up. Raises HostError."""
+        try:
+            for directory in (self.staging, *(self._directory(item) for item in Algorithm)):
+                directory.mkdir(parents=True, exist_ok=True)
+            layout = self.root / "oci-layout"
+            # Not written again when it is there: a daemon must come up on a full disk.
+            if not layout.exists() or layout.read_bytes() != _LAYOUT:
+                write_atomically_sync(layout, _LAYOUT, is_sole_writer=True)
+            for directory in (self.root / "blobs", self.root, self.root.parent):
+                fsync_directory_sync(directory)
+        except OSError as exc:
+            raise HostError(f"{self.root} cannot be prepared: {exc.strerror}") from exc
 
     def path(self, digest: Digest) -> Path:
         """Return where the blob is, if it is there."""
@@ -84,16 +95,22 @@ class BlobStore:
         What counts are its first `size_bytes`. Raises FileNotFoundError, except that no file is as
         good as an empty one.
         A file that is there already has the same bytes and is replaced in one step, so two uploads
-        of one digest do not disturb each other or a reader.
+        of one digest do not disturb each other or a reader. Raises HostError, ResourceExhausted if
+        the disk is full; then the blob may be there, and nothing refers to it.
         """
-        await run_in_thread(self._threads.sync, self._adopt_sync, staged, size_bytes, digest)
+        with _as_host_error():
+            await run_in_thread(self._threads.sync, self._adopt_sync, staged, size_bytes, digest)
 
     async def put(self, digest: Digest, content: bytes) -> None:
-        """Store content whose digest was computed from it. Call it inside `keeping`."""
+        """Store content whose digest was computed from it. Call it inside `keeping`.
+
+        Raises HostError, as `adopt` does.
+        """
         name = secrets.token_hex(16)
         self.being_put.add(name)
         try:
-            await run_in_thread(self._threads.sync, self._put_sync, name, digest, content)
+            with _as_host_error():
+                await run_in_thread(self._threads.sync, self._put_sync, name, digest, content)
         finally:
             self.being_put.discard(name)
         self._remember(digest, content)
@@ -107,6 +124,10 @@ class BlobStore:
     async def read(self, fd: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
         return await run_in_thread(self._threads.blobs, os.pread, fd, length, offset)
+
+    async def send(self, send_file: SendFile, fd: int, offset: int, length: int) -> None:
+        """Have `send_file` send a part of a blob, in the threads that move blobs."""
+        await send_file(fd, offset, length, self._threads.blobs)
 
     async def read_whole(self, digest: Digest) -> bytes:
         """Return all of a small blob: a manifest. Frequent ones come from memory."""
@@ -132,10 +153,10 @@ class BlobStore:
             del self._collecting[digest]
             done.set()
 
-    async def remove(self, digest: Digest) -> None:
-        """Remove a blob's file, if it is there. Call it inside `collecting`."""
+    async def remove(self, digest: Digest) -> int:
+        """Remove a blob's file; return how many bytes that frees. Call it inside `collecting`."""
         self._forget(digest)
-        await run_in_thread(self._threads.blobs, self._remove_sync, digest)
+        return await run_in_thread(self._threads.blobs, self._remove_sync, digest)
 
     async def stored(self) -> list[Digest]:
         """Return the digests of all files."""
@@ -171,8 +192,14 @@ class BlobStore:
     def _open_sync(self, digest: Digest) -> int:
         return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
 
-    def _remove_sync(self, digest: Digest) -> None:
-        self.path(digest).unlink(missing_ok=True)
+    def _remove_sync(self, digest: Digest) -> int:
+        path = self.path(digest)
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        return size
 
     def _stored_sync(self) -> list[Digest]:
         found = []
@@ -197,3 +224,14 @@ class BlobStore:
     def _forget(self, digest: Digest) -> None:
         if (content := self._cache.pop(digest, None)) is not None:
             self._cache_bytes -= len(content)
+
+
+@contextmanager
+def _as_host_error() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise  # an upload that is gone: the caller knows what that means
+    except OSError as exc:
+        kind = ResourceExhausted if exc.errno in _FULL else HostError
+        raise kind(f"the registry cannot store a blob: {exc.strerror}") from exc

@@ -1,7 +1,7 @@
 """What the registry must be told about its mutable facts: who holds what, under which tag.
 
-The HTTP layer sees only this Protocol. Behind it is the registry's actor with the database; a
-mirror of upstream registries can stand in between and fill `mirror/…` before it answers.
+The HTTP layer sees only this Protocol. Behind it is the registry's actor with the database.
+`registry.mirror` fills `mirror/…` from upstream registries.
 
 Everything that returned is durable.
 """
@@ -15,6 +15,7 @@ from supervisor.model.oci import Digest, RepositoryName, Tag, UploadId
 from supervisor.model.registry import (
     BlobInfo,
     ManifestInfo,
+    MirroredTag,
     NewManifest,
     Page,
     PutRefused,
@@ -114,4 +115,26 @@ class Facts(Protocol):
 
     async def end_upload(self, upload: UploadId) -> None:
         """Forget an upload."""
+        ...
+
+
+class MirrorFacts(Facts, Protocol):
+    """What the mirror needs besides; `store.registry_mirror` says more."""
+
+    async def find_mirrored_tag(self, repository: RepositoryName, tag: Tag) -> MirroredTag | None:
+        """Return the manifest that a tag points at, and when its upstream confirmed that."""
+        ...
+
+    async def put_mirrored_manifest(
+        self, repository: RepositoryName, manifest: NewManifest, tags: Collection[Tag]
+    ) -> None:
+        """Store a manifest that an upstream sent, and point `tags` at it but for pushed ones."""
+        ...
+
+    async def confirm_tag(self, repository: RepositoryName, tag: Tag, digest: Digest) -> None:
+        """Note that the upstream still has a tag at a digest."""
+        ...
+
+    async def drop_mirrored_tag(self, repository: RepositoryName, tag: Tag, digest: Digest) -> None:
+        """Remove a tag that the upstream has no longer, if it is still at that digest."""
         ...

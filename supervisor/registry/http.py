@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
+import outcome
 import trio
 
 from supervisor.registry.errors import Code, Header, RegistryError, bad_parameter
@@ -22,6 +23,12 @@ Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SEND_FILE = "hypeman.send_file"
+"""Among a scope's extensions: an async function of (descriptor, offset, count, limiter) that sends
+a part of a file, in threads of that limiter, as a piece of a body of announced length."""
+
+T = TypeVar("T")
 
 _MAX_PARAMETERS = 64
 _MAX_CHUNKS = 256
@@ -129,6 +136,28 @@ class Request:
                 raise too_large
         return bytes(body)
 
+    async def unless_gone(self, look: Callable[[], Awaitable[T]]) -> T:
+        """Return what `look` returns, or raise what it raises; for what may take long.
+
+        Raises ClientGone, and cancels it, if the client leaves first. For requests without a body.
+        """
+        found: outcome.Outcome[T] | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                await self.wait_closed()
+                nursery.cancel_scope.cancel(reason="the client is gone")
+
+            nursery.start_soon(leave)
+            try:
+                found = outcome.Value(await look())
+            except Exception as exc:  # handed on below, without an exception group around it
+                found = outcome.Error(exc)
+            nursery.cancel_scope.cancel(reason="found out")
+        if found is None:
+            raise ClientGone
+        return found.unwrap()
+
     async def wait_closed(self) -> None:
         """Wait until the client goes away. Only after the whole body was read."""
         while (await self._receive())["type"] != "http.disconnect":
@@ -139,7 +168,7 @@ class Request:
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         """Send the status and the headers; the body follows in pieces."""
         self.answered = True
-        await self._send(
+        await self._pass_on(
             {
                 "type": "http.response.start",
                 "status": int(status),
@@ -149,7 +178,21 @@ class Request:
 
     async def send_piece(self, piece: bytes, *, more: bool) -> None:
         """Send a part of the body; returns when the connection has room again."""
-        await self._send({"type": "http.response.body", "body": piece, "more_body": more})
+        await self._pass_on({"type": "http.response.body", "body": piece, "more_body": more})
+
+    @property
+    def can_send_files(self) -> bool:
+        """Say whether the server sends files by itself."""
+        return SEND_FILE in self.scope.get("extensions", {})
+
+    async def send_file(
+        self, fd: int, offset: int, count: int, limiter: trio.CapacityLimiter
+    ) -> None:
+        """Send a part of a file as a part of the body, which another piece ends."""
+        try:
+            await self.scope["extensions"][SEND_FILE](fd, offset, count, limiter)
+        except OSError as exc:
+            raise ClientGone from exc
 
     async def answer(self, status: int, body: bytes = b"", headers: Sequence[Header] = ()) -> None:
         """Send a whole answer. The rest of the request's body is read and dropped, in bounds."""
@@ -162,6 +205,12 @@ class Request:
         await self.send_piece(body, more=True)
         await self._drain()
         await self.send_piece(b"", more=False)
+
+    async def _pass_on(self, message: dict[str, Any]) -> None:
+        try:
+            await self._send(message)
+        except OSError as exc:  # ASGI's word for a client that has gone
+            raise ClientGone from exc
 
     async def _drain(self) -> None:
         left = _DRAIN_BYTES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 
 from supervisor.model.oci import Digest, Tag, algorithm_of, parse_digest, parse_tag
@@ -22,6 +23,7 @@ from supervisor.registry.errors import (
 from supervisor.registry.facts import Facts
 from supervisor.registry.http import header
 from supervisor.registry.media import MAX_MANIFEST_BYTES, ManifestError, parse_manifest
+from supervisor.registry.mirror import Mirror
 
 _NAMED_IN_ERRORS = 20
 
@@ -29,8 +31,9 @@ _NAMED_IN_ERRORS = 20
 class ManifestRoutes:
     """Takes, shows and removes manifests and tags."""
 
-    def __init__(self, facts: Facts, store: BlobStore) -> None:
+    def __init__(self, facts: Facts, mirror: Mirror, store: BlobStore) -> None:
         self._facts = facts
+        self._mirror = mirror
         self._store = store
 
     async def head(self, call: Call) -> None:
@@ -92,11 +95,15 @@ class ManifestRoutes:
 
     async def _find(self, call: Call) -> ManifestInfo:
         digest, tag = _parse_reference(call)
+        is_mirrored = self._mirror.covers(call.repository)
+        finder: Facts | Mirror = self._mirror if is_mirrored else self._facts
+        look: Callable[[], Awaitable[ManifestInfo | None]]
         if tag is not None:
-            found = await self._facts.find_tagged(call.repository, tag)
+            look = partial(finder.find_tagged, call.repository, tag)
         else:
             assert digest is not None
-            found = await self._facts.find_manifest(call.repository, digest)
+            look = partial(finder.find_manifest, call.repository, digest)
+        found = await (call.request.unless_gone(look) if is_mirrored else look())
         if found is None:
             raise manifest_unknown()
         return found

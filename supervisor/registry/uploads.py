@@ -279,6 +279,7 @@ def _open_for_writing_sync(path: Path) -> int:
 
 
 def _write_sync(fd: int, offset: int, batch: list[bytes], running: Hash | None) -> None:
+    start = offset
     written = os.pwritev(fd, batch, offset)
     if written < sum(map(len, batch)):
         # Rare (a full disk, a signal): finish in one piece, or learn why not.
@@ -287,6 +288,10 @@ def _write_sync(fd: int, offset: int, batch: list[bytes], running: Hash | None) 
             offset += written
             written = os.pwrite(fd, rest, offset)
             rest = rest[written:]
+    # Despite its name it begins to write back what is dirty, so that the sync at the end is short;
+    # it drops only what is on the disk already, and none of this is.
+    length = sum(map(len, batch))
+    os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
     if running is not None:
         for chunk in batch:
             running.update(chunk)

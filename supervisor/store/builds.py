@@ -26,6 +26,7 @@ from supervisor.store.tables import build_tags, builds
 
 _REQUEST = TypeAdapter(BuildRequest)
 _PROVENANCE = TypeAdapter(Provenance)
+_IDS_AT_ONCE = 5000
 _STEPS = TypeAdapter(tuple[Step, ...])
 
 _WHOLE = [column for column in builds.c if column is not builds.c.steps]
@@ -110,18 +111,47 @@ def list_builds(connection: sa.Connection, wanted: BuildFilter) -> list[Build]:
 
 def unfinished_ids(connection: sa.Connection) -> list[BuildId]:
     """Return the ids of all builds that have no final status, in order."""
-    final = [status.value for status in Status if status.is_final]
-    query = sa.select(builds.c.id).where(builds.c.status.not_in(final)).order_by(builds.c.id)
+    # Named one by one: an index finds what something is, not what it is not.
+    unfinished = [status.value for status in Status if not status.is_final]
+    query = sa.select(builds.c.id).where(builds.c.status.in_(unfinished)).order_by(builds.c.id)
+    return [BuildId(row.id) for row in connection.execute(query)]
+
+
+def finished_before(connection: sa.Connection, moment: float) -> list[BuildId]:
+    """Return the ids of all builds that ended before a time."""
+    query = sa.select(builds.c.id).where(builds.c.completed_at < moment)
+    return [BuildId(row.id) for row in connection.execute(query)]
+
+
+def count_by_status(connection: sa.Connection) -> dict[Status, int]:
+    """Return how many builds there are of each status."""
+    query = sa.select(builds.c.status, sa.func.count()).group_by(builds.c.status)
+    found = {row[0]: row[1] for row in connection.execute(query)}
+    return {status: found.get(status.value, 0) for status in Status}
+
+
+def last_ended_ids(connection: sa.Connection, limit: int) -> list[BuildId]:
+    """Return the ids of the builds that ended last, the latest first."""
+    query = (
+        sa.select(builds.c.id)
+        .where(builds.c.completed_at.is_not(None))
+        .order_by(builds.c.completed_at.desc())
+        .limit(limit)
+    )
     return [BuildId(row.id) for row in connection.execute(query)]
 
 
 def stored_ids(connection: sa.Connection, ids: Iterable[BuildId]) -> set[BuildId]:
-    """Return those of `ids` that are stored: the rest of the directories are leftovers."""
+    """Return those of `ids` that are stored: the rest of the directories are leftovers.
+
+    Nearly all that is asked for is there, so ranges of the table are read rather than single rows.
+    """
     found: set[BuildId] = set()
-    batch = list(ids)
-    for start in range(0, len(batch), 500):
-        query = sa.select(builds.c.id).where(builds.c.id.in_(batch[start : start + 500]))
-        found.update(BuildId(row.id) for row in connection.execute(query))
+    asked = sorted(ids)
+    for start in range(0, len(asked), _IDS_AT_ONCE):
+        batch = asked[start : start + _IDS_AT_ONCE]
+        query = sa.select(builds.c.id).where(builds.c.id.between(batch[0], batch[-1]))
+        found.update(set(batch).intersection(connection.scalars(query)))
     return found
 
 
@@ -148,6 +178,7 @@ def _to_row(build: Build) -> dict[str, Any]:
         "tenant": build.tenant,
         "status": build.status.value,
         "attempt": build.attempt,
+        "lost_attempts": build.lost_attempts,
         "request": _REQUEST.dump_python(
             build.request, mode="json", exclude={"dockerfile", "build_args"}
         ),
@@ -177,6 +208,7 @@ def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
         created_at=row.created_at,
         status=Status(row.status),
         attempt=row.attempt,
+        lost_attempts=row.lost_attempts,
         queued_at=row.queued_at,
         started_at=row.started_at,
         completed_at=row.completed_at,

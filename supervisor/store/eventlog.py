@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -31,6 +31,9 @@ _CHUNK_BYTES = 256 << 10
 """
 _CACHED_CHUNKS = 8
 """Followers of one build stand close together; those that do not, read the page cache."""
+_KEPT_BYTES = 16 << 10
+"""What is appended and no longer than this, followers that wait for it need not read: of a build
+that prints a line now and then, each line would cost each of them a thread."""
 _TAIL_BYTES = 64 << 10
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -50,6 +53,7 @@ class BuildLog:
         self._writing = trio.Lock()
         self._changed = trio.Event()
         self._chunks: OrderedDict[int, EventBatch] = OrderedDict()
+        self._reading: dict[int, trio.Event] = {}
 
     @property
     def end(self) -> EventId:
@@ -86,6 +90,8 @@ class BuildLog:
                 text = b"\n" + text
             data = b"".join(event + b"\n" for event in events)
             await run_in_thread(self._threads.disk, self._append_sync, data, text)
+            if 0 < len(data) <= _KEPT_BYTES:
+                self._keep(self._end, _batch(self._end, events))
             self._end += len(data)
             self._is_final = bool(events) and is_final_status(events[-1])
             if text:
@@ -115,11 +121,17 @@ class BuildLog:
         """
         if after >= self._end:
             return None
-        if (batch := self._chunks.get(after)) is None:
-            batch = await run_in_thread(self._threads.disk, self._read_sync, after, self._end)
-            self._chunks[after] = batch
-            if len(self._chunks) > _CACHED_CHUNKS:
-                self._chunks.popitem(last=False)
+        while (batch := self._chunks.get(after)) is None:
+            if (under_way := self._reading.get(after)) is not None:
+                await under_way.wait()
+                continue
+            done = self._reading[after] = trio.Event()
+            try:
+                batch = await run_in_thread(self._threads.disk, self._read_sync, after, self._end)
+                self._keep(after, batch)
+            finally:
+                del self._reading[after]
+                done.set()
         return batch
 
     async def wait_behind(self, after: EventId) -> None:
@@ -154,6 +166,11 @@ class BuildLog:
         self._changed.set()
         self._changed = trio.Event()
 
+    def _keep(self, after: int, batch: EventBatch) -> None:
+        self._chunks[after] = batch
+        if len(self._chunks) > _CACHED_CHUNKS:
+            self._chunks.popitem(last=False)
+
     def _append_sync(self, data: bytes, text: bytes) -> None:
         with _as_host_error("the log cannot be written"):
             before = [(fd, os.fstat(fd).st_size) for fd in (self._text_fd, self._events_fd)]
@@ -180,12 +197,7 @@ class BuildLog:
                     break
                 assert after + size < end, "the event file ends inside a line"
                 size *= 4  # one event is larger than the chunk
-        events = []
-        at = EventId(after)
-        for line in data[: last - 1].split(b"\n"):
-            at = EventId(at + len(line) + 1)
-            events.append((at, line))
-        return EventBatch(tuple(events))
+        return _batch(after, data[: last - 1].split(b"\n"))
 
     def _locate_sync(self, inside: int, end: int) -> EventId:
         with _as_host_error("the log cannot be read"):
@@ -236,6 +248,16 @@ class BuildLogs:
     def open_count(self) -> int:
         """How many logs are open: for the tests that look for leaks."""
         return len(self._open)
+
+
+def _batch(after: int, events: Iterable[bytes]) -> EventBatch:
+    """Return events that lie behind `after`, with their ids."""
+    found = []
+    at = after
+    for event in events:
+        at += len(event) + 1
+        found.append((EventId(at), event))
+    return EventBatch(tuple(found))
 
 
 def _write_all_sync(fd: int, data: bytes) -> None:

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from supervisor.errors import Conflict
 from supervisor.model.build import Build
 from supervisor.model.ids import BuildId, Tenant
-from supervisor.store.builds import get_build, insert_build
+from supervisor.store import builds
+from supervisor.store.builds import get_build
 from supervisor.store.tables import idempotency_keys as keys
 
 KEPT_SECONDS = 24 * 3600.0
@@ -24,39 +25,34 @@ class IdempotencyKey:
     request_hash: str
 
 
-def insert_build_once(connection: sa.Connection, build: Build, key: IdempotencyKey | None) -> Build:
-    """Store a new build, unless its key has made one already: then return that one.
+def find_made_by(
+    connection: sa.Connection, key: IdempotencyKey, tenant: Tenant, now: float
+) -> Build | None:
+    """Return the build that a key has made, None if it is new or expired.
 
     Raises Conflict if the key came with a different request.
     """
-    if key is not None:
-        known = _find(connection, build.tenant, key.key, newer_than=build.created_at - KEPT_SECONDS)
-        if known is not None:
-            build_id, request_hash = known
-            if request_hash != key.request_hash:
-                raise Conflict(
-                    f"the Idempotency-Key has made build {build_id} from a different request;"
-                    " use a new key"
-                )
-            return get_build(connection, build_id)
-    insert_build(connection, build)
-    if key is not None:
-        _replace(connection, build, key)
-    return build
+    known = _find(connection, tenant, key.key, now)
+    if known is None:
+        return None
+    build_id, request_hash = known
+    if request_hash != key.request_hash:
+        raise Conflict(
+            f"the Idempotency-Key has made build {build_id} from a different request; use a new key"
+        )
+    return get_build(connection, build_id)
 
 
-def _find(
-    connection: sa.Connection, tenant: Tenant, key: str, *, newer_than: float
-) -> tuple[BuildId, str] | None:
-    query = sa.select(keys.c.build_id, keys.c.request_hash).where(
-        keys.c.tenant == tenant, keys.c.key == key, keys.c.created_at > newer_than
-    )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else (BuildId(row.build_id), row.request_hash)
+def is_key_known(connection: sa.Connection, tenant: Tenant, key: str, now: float) -> bool:
+    """Say whether a key has made a build."""
+    return _find(connection, tenant, key, now) is not None
 
 
-def _replace(connection: sa.Connection, build: Build, key: IdempotencyKey) -> None:
-    """Store the key; an expired one of the same name goes."""
+def insert_build(connection: sa.Connection, build: Build, key: IdempotencyKey | None) -> None:
+    """Store a new build, and that `key` has made it; an expired key of the same name goes."""
+    builds.insert_build(connection, build)
+    if key is None:
+        return
     connection.execute(keys.delete().where(keys.c.tenant == build.tenant, keys.c.key == key.key))
     connection.execute(
         keys.insert().values(
@@ -67,3 +63,19 @@ def _replace(connection: sa.Connection, build: Build, key: IdempotencyKey) -> No
             created_at=build.created_at,
         )
     )
+
+
+def drop_expired_keys(connection: sa.Connection, now: float) -> int:
+    """Forget the keys that answer for nothing any more; return how many."""
+    expired = keys.c.created_at <= now - KEPT_SECONDS
+    return connection.execute(keys.delete().where(expired)).rowcount
+
+
+def _find(
+    connection: sa.Connection, tenant: Tenant, key: str, now: float
+) -> tuple[BuildId, str] | None:
+    query = sa.select(keys.c.build_id, keys.c.request_hash).where(
+        keys.c.tenant == tenant, keys.c.key == key, keys.c.created_at > now - KEPT_SECONDS
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (BuildId(row.build_id), row.request_hash)

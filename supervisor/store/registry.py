@@ -2,7 +2,8 @@
 
 What they keep true, whatever the order of calls:
 
-* a manifest row exists only while all that it references is linked or held in the same repository;
+* a manifest row exists only while all that it references is linked or held in the same repository
+  (but see `store.registry_mirror`, whose manifests arrive before their content);
 * a tag points at a manifest row of its repository (a foreign key);
 * a blob row goes only when no link and no manifest needs it.
 
@@ -133,7 +134,7 @@ def find_manifest(
 ) -> ManifestInfo | None:
     """Return the manifest if `repository` holds it."""
     row = connection.execute(
-        _select_manifest().where(manifests.c.repository == repository, manifests.c.digest == digest)
+        select_manifest().where(manifests.c.repository == repository, manifests.c.digest == digest)
     ).one_or_none()
     return None if row is None else ManifestInfo(digest, row.media_type, row.size_bytes)
 
@@ -143,7 +144,7 @@ def find_tagged(
 ) -> ManifestInfo | None:
     """Return the manifest that a tag points at."""
     row = connection.execute(
-        _select_manifest()
+        select_manifest()
         .join(
             tags,
             sa.and_(
@@ -171,6 +172,16 @@ def put_manifest(
     refused = _check_references(connection, repository, manifest.references)
     if refused is not None:
         return refused
+    store_manifest(connection, repository, manifest, now)
+    for name in names:
+        set_tag(connection, repository, name, manifest.digest, now)
+    return None
+
+
+def store_manifest(
+    connection: sa.Connection, repository: RepositoryName, manifest: NewManifest, now: float
+) -> None:
+    """Store a manifest whether or not what it references is there: see `put_manifest`."""
     _ensure_repository(connection, repository, now)
     _ensure_blob(connection, manifest.digest, manifest.size_bytes)
     key = {"repository": repository, "digest": manifest.digest}
@@ -188,9 +199,6 @@ def put_manifest(
         ]
         if rows:
             connection.execute(sa.insert(references), rows)
-    for name in names:
-        _set_tag(connection, repository, name, manifest.digest, now)
-    return None
 
 
 def delete_tag(connection: sa.Connection, repository: RepositoryName, tag: Tag) -> Removal:
@@ -258,7 +266,7 @@ def list_referrers(
 ) -> Page[Referrer]:
     """Return up to `limit` manifests whose subject is `subject`, after the digest `last`."""
     query = (
-        _select_manifest()
+        select_manifest()
         .add_columns(manifests.c.artifact_type, manifests.c.annotations)
         .where(
             manifests.c.repository == repository,
@@ -321,7 +329,7 @@ def copy_image(
                 sa.insert(references),
                 [{"repository": target, "manifest": manifest, "digest": item} for item in needed],
             )
-    _set_tag(connection, target, tag, digest, now)
+    set_tag(connection, target, tag, digest, now)
     return True
 
 
@@ -335,7 +343,8 @@ def delete_repository(connection: sa.Connection, repository: RepositoryName) -> 
 # Helpers
 
 
-def _select_manifest() -> sa.Select[Any]:
+def select_manifest() -> sa.Select[Any]:
+    """Return the query for manifests with their sizes."""
     return sa.select(manifests.c.digest, manifests.c.media_type, blobs.c.size_bytes).join_from(
         manifests, blobs, manifests.c.digest == blobs.c.digest
     )
@@ -445,11 +454,19 @@ def _ensure_link(
     _upsert(connection, links, {"repository": repository, "digest": digest}, {"used_at": now})
 
 
-def _set_tag(
-    connection: sa.Connection, repository: RepositoryName, tag: Tag, digest: Digest, now: float
+def set_tag(
+    connection: sa.Connection,
+    repository: RepositoryName,
+    tag: Tag,
+    digest: Digest,
+    now: float,
+    *,
+    checked_at: float | None = None,
 ) -> None:
+    """Point a tag at a manifest of its repository; `checked_at` is for mirrored tags."""
     key = {"repository": repository, "name": tag}
-    _upsert(connection, tags, key, {"digest": digest, "updated_at": now})
+    values = {"digest": digest, "updated_at": now, "checked_at": checked_at}
+    _upsert(connection, tags, key, values)
 
 
 def _upsert(

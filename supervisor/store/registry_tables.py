@@ -1,4 +1,4 @@
-"""The tables of the registry's facts. Migration 0002 creates them; the two must agree (tested).
+"""The tables of the registry's facts. The migrations create them; the two must agree (tested).
 
 A blob's row exists only while its file does: the file is durable before the row, and the row goes
 before the file. `registry_links` says through which repository a blob is readable.
@@ -83,6 +83,7 @@ tags = sa.Table(
     sa.Column("name", sa.String(128), primary_key=True),
     sa.Column("digest", _DIGEST, nullable=False),
     sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("checked_at", sa.Float),  # by the upstream of a mirrored tag; NULL: it was pushed
     sa.ForeignKeyConstraint(
         ["repository", "digest"],
         ["registry_manifests.repository", "registry_manifests.digest"],

@@ -140,7 +140,7 @@ def find_unused_blobs(connection: sa.Connection, after: str, limit: int) -> Sequ
     """Return up to `limit` blobs after a digest that no repository links or holds as a manifest."""
     query = (
         sa.select(blobs.c.digest)
-        .where(blobs.c.digest > after, _is_unused())
+        .where(blobs.c.digest > after, is_unused_blob())
         .order_by(blobs.c.digest)
         .limit(limit)
     )
@@ -152,7 +152,7 @@ def forget_blob(connection: sa.Connection, digest: Digest) -> bool:
 
     True also if there is no row: then the file, if there is one, was left by a crash.
     """
-    connection.execute(sa.delete(blobs).where(blobs.c.digest == digest, _is_unused()))
+    connection.execute(sa.delete(blobs).where(blobs.c.digest == digest, is_unused_blob()))
     query = sa.select(sa.literal(1)).where(blobs.c.digest == digest)
     return connection.scalar(query) is None
 
@@ -166,7 +166,8 @@ def known_blobs(connection: sa.Connection, digests: Collection[Digest]) -> set[D
     return found
 
 
-def _is_unused() -> sa.ColumnElement[bool]:
+def is_unused_blob() -> sa.ColumnElement[bool]:
+    """Say, in SQL, that no repository links a blob or holds it as a manifest."""
     return sa.and_(
         ~sa.exists().where(links.c.digest == blobs.c.digest),
         ~sa.exists().where(manifests.c.digest == blobs.c.digest),

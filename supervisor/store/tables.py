@@ -24,6 +24,7 @@ builds = sa.Table(
     sa.Column("tenant", sa.String(63), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("lost_attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Column("request", sa.JSON, nullable=False),
     # Apart from the request, because they may be large and lists do without them.
     sa.Column("dockerfile", sa.Text),
@@ -42,7 +43,7 @@ builds = sa.Table(
     sa.Column("phases", sa.JSON, nullable=False),
     sa.Column("steps", sa.JSON, nullable=False),
     sa.Index("ix_builds_tenant_id", "tenant", "id"),
-    sa.Index("ix_builds_status", "status"),
+    sa.Index("ix_builds_status_id", "status", "id"),
 )
 
 build_tags = sa.Table(

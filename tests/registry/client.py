@@ -64,12 +64,14 @@ class Client:
         *,
         headers: Mapping[str, str] | None = None,
         vanish_after: int | None = None,
+        vanish_when: trio.Event | None = None,
         stalled: trio.Event | None = None,
         on_piece: Callable[[bytes], None] | None = None,
     ) -> Answer:
         """Make one request.
 
-        `vanish_after`: after that many chunks of the body the client is gone. `stalled`: the body
+        `vanish_after`: after that many chunks of the body the client is gone, though not before
+        `vanish_when`. `stalled`: the body
         never ends, and the event is set when all chunks were taken.
         """
         path, _, query = target.partition("?")
@@ -99,6 +101,8 @@ class Client:
                 if stalled is not None:
                     stalled.set()
                 await trio.sleep_forever()
+            if message["type"] == "http.disconnect" and vanish_when is not None:
+                await vanish_when.wait()
             return message
 
         async def send(message: dict[str, Any]) -> None:

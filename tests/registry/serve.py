@@ -19,6 +19,7 @@ from supervisor.registry.access import TenantOfBuild
 from supervisor.registry.app import Registry
 from supervisor.registry.authentication import CALLER_STATE
 from supervisor.registry.http import AsgiApp, Receive, Scope, Send
+from supervisor.registry.mirror import MirrorConfig
 from supervisor.runtime.clock import Clock, wall_clock
 from supervisor.runtime.threads import Threads
 from supervisor.store.database import Database, open_database
@@ -85,14 +86,16 @@ async def open_registry(
     tenant_of_build: TenantOfBuild = no_builds,
     clock: Clock = wall_clock,
     policy: CollectionPolicy | None = None,
+    mirror: MirrorConfig | None = None,
     caller: Caller | None = None,
 ) -> AsyncIterator[Served]:
     """Run the registry below `directory`, without a listener. `caller`: who everybody is."""
     await trio.Path(directory).mkdir(parents=True, exist_ok=True)
     async with open_database(directory / "hypeman.db") as database:
-        actor = RegistryActor(database, directory / "registry", Threads(), clock, policy)
+        actor = RegistryActor(database, directory / "registry", Threads(), clock, policy, mirror)
         app = Registry(
             facts=actor.handle,
+            mirror=actor.mirror,
             store=actor.store,
             uploads=actor.uploads,
             keys=KEYS,
@@ -116,15 +119,30 @@ async def open_registry(
 
 
 @asynccontextmanager
-async def serve_registry(directory: Path, **options: Any) -> AsyncIterator[Served]:
-    """Run the registry and serve it on a free port of loopback, as the daemon does for guests."""
+async def serve_registry(
+    directory: Path, *, seen: list[tuple[str, str]] | None = None, **options: Any
+) -> AsyncIterator[Served]:
+    """Run the registry and serve it on a free port of loopback, as the daemon does for guests.
+
+    `seen` gets the method and the target of every request.
+    """
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     host, port = listener.socket.getsockname()[:2]
     async with open_registry(directory, **options) as served, trio.open_nursery() as nursery:
-        nursery.start_soon(serve_registry_to_guest, listener, served.app)
+        app = served.app if seen is None else _seeing(served.app, seen)
+        nursery.start_soon(serve_registry_to_guest, listener, app)
         yield Served(f"{host}:{port}", served.app, served.actor, served.handle, served.root)
         nursery.cancel_scope.cancel(reason="the test is over")
     await listener.aclose()
+
+
+def _seeing(app: AsgiApp, seen: list[tuple[str, str]]) -> AsgiApp:
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            seen.append((scope["method"], f"{scope['path']}?{scope['query_string'].decode()}"))
+        await app(scope, receive, send)
+
+    return note
 
 
 def _as(app: AsgiApp, caller: Caller) -> AsgiApp:

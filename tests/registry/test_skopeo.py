@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 import trio
 
 from supervisor.model.ids import Tenant
 from supervisor.registry.media import DOCKER_MANIFEST
+from tests.registry.clients import Skopeo
 from tests.registry.images import Image, artifact, digest_of, image, index, write_layout
 from tests.registry.serve import Served, admin_token, api_token, serve_registry
-
-pytestmark = pytest.mark.skipif(
-    shutil.which("skopeo") is None, reason="skopeo is not installed (apt-get install skopeo)"
-)
 
 ONE = image({"a": os.urandom(3_000_000)}, {"b": b"2"}, {"c": b"3"})
 TWO = image({"a": b"x"}, architecture="arm64")
@@ -41,50 +35,9 @@ def layout(tmp_path: Path) -> Path:
     return write_layout(tmp_path / "layout", images)
 
 
-def encode(token: str) -> str:
-    return base64.b64encode(f"x:{token}".encode()).decode()
-
-
-class Skopeo:
-    """The program, with one user's credentials."""
-
-    def __init__(self, home: Path, served: Served, token: str | None) -> None:
-        self._home = home
-        self._served = served
-        home.mkdir()
-        (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        login = {} if token is None else {served.address: {"auth": encode(token)}}
-        (home / "auth.json").write_text(json.dumps({"auths": login}))
-
-    def name(self, reference: str) -> str:
-        """Return how skopeo names an image of the registry."""
-        return f"docker://{self._served.address}/{reference}"
-
-    async def __call__(self, command: str, *args: str) -> CompletedProcess[bytes]:
-        """Run a command and return what came of it."""
-        ends = ("src-tls-verify", "dest-tls-verify") if command == "copy" else ("tls-verify",)
-        return await trio.run_process(
-            [
-                *("skopeo", "--policy", str(self._home / "policy.json"), command),
-                *(f"--{end}=false" for end in ends),
-                *("--authfile", str(self._home / "auth.json"), *args),
-            ],
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env={"PATH": os.environ["PATH"], "HOME": str(self._home), "TMPDIR": str(self._home)},
-        )
-
-    async def ok(self, command: str, *args: str) -> bytes:
-        """Run a command that must succeed, and return its output."""
-        done = await self(command, *args)
-        assert done.returncode == 0, done.stderr.decode()
-        return bytes(done.stdout)
-
-
 @pytest.fixture
 def skopeo(served: Served, tmp_path: Path) -> Skopeo:
-    return Skopeo(tmp_path / "skopeo", served, api_token())
+    return Skopeo(tmp_path / "skopeo", served.address, api_token())
 
 
 @pytest.mark.parametrize(("name", "item"), [("one", ONE), ("both", BOTH), ("artifact", ARTIFACT)])
@@ -141,14 +94,14 @@ async def test_strangers_see_nothing(
 ) -> None:
     remote = skopeo.name("acme/app:1")
     await skopeo.ok("copy", f"oci:{layout}:one", remote)
-    stranger = Skopeo(tmp_path / "stranger", served, api_token(Tenant("evil")))
+    stranger = Skopeo(tmp_path / "stranger", served.address, api_token(Tenant("evil")))
     done = await stranger("inspect", remote)
     assert b"name unknown" in done.stderr
     done = await stranger("copy", f"oci:{layout}:one", remote)
     assert done.returncode != 0
-    nobody = Skopeo(tmp_path / "nobody", served, None)
+    nobody = Skopeo(tmp_path / "nobody", served.address, None)
     assert (await nobody("inspect", remote)).returncode != 0
-    admin = Skopeo(tmp_path / "admin", served, admin_token())
+    admin = Skopeo(tmp_path / "admin", served.address, admin_token())
     await admin.ok("inspect", remote)
     await admin.ok("copy", remote, admin.name("base/app:1"))
     await stranger.ok("inspect", skopeo.name("base/app:1"))

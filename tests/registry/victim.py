@@ -2,9 +2,10 @@
 
     python -m tests.registry.victim DIRECTORY
 
-For n = 1, 2, …, a child process runs a script of pushes, deletions and a collection, and kills
-itself with SIGKILL after the n-th step that touches the disk; another child then opens what is left
-and checks it. The round in which nobody is killed is the last. Prints how many rounds there were.
+For n = 1, 2, …, a child process runs a script of pushes, a pull through the mirror, deletions and a
+collection, and kills itself with SIGKILL after the n-th step that touches the disk; another child
+then opens what is left and checks it. The round in which nobody is killed is the last. Prints how
+many rounds there were.
 
 The children are forked from this process, which has imported everything and runs no threads.
 """
@@ -29,13 +30,16 @@ from supervisor.store.database import Database
 from supervisor.store.registry_tables import blobs
 from tests.registry.client import Client
 from tests.registry.images import digest_of, image
+from tests.registry.mirroring import NAME, open_mirror
 from tests.registry.policies import AT_ONCE
-from tests.registry.serve import Served, api_token, database_of, open_registry
+from tests.registry.serve import Served, database_of, open_registry
 
 REPOSITORY = RepositoryName("acme/app")
 FIRST = image({"a": b"1" * 300_000}, {"shared": b"s" * 200_000})
 SECOND = image({"a": b"2" * 300_000}, {"shared": b"s" * 200_000})
 PARTIAL = b"p" * 150_000
+MIRRORED = image({"a": b"m" * 300_000})
+HERE = f"/v2/mirror/{NAME}/acme/app"
 MOST_ROUNDS = 400
 
 
@@ -109,8 +113,10 @@ async def _prepare(data: Path) -> None:
 
 
 async def _script(data: Path) -> None:
-    async with open_registry(data, policy=AT_ONCE) as served:
-        client = Client(served.app, api_token())
+    async with open_mirror(data, policy=AT_ONCE) as mirrored:
+        mirrored.upstream.add("acme/app", MIRRORED, "1")
+        served, client = mirrored.served, mirrored.client
+        await _pull_through(client)
         await _push_slowly(client)
         await client.push(REPOSITORY, SECOND, "latest")
         location = await client.begin(REPOSITORY)
@@ -119,6 +125,14 @@ async def _script(data: Path) -> None:
         target = f"/v2/{REPOSITORY}/manifests/{FIRST.digest}"
         assert await client.status_of(target, "DELETE") == 202
         await served.handle.collect()
+
+
+async def _pull_through(client: Client) -> None:
+    answer = await client("GET", f"{HERE}/manifests/1")
+    assert answer.body == MIRRORED.manifest
+    for content in MIRRORED.blobs:
+        answer = await client("GET", f"{HERE}/blobs/{digest_of(content)}")
+        assert answer.body == content
 
 
 async def _push_slowly(client: Client) -> None:
@@ -135,14 +149,16 @@ async def _push_slowly(client: Client) -> None:
 
 
 async def _check(data: Path) -> None:
-    async with open_registry(data, policy=AT_ONCE) as served:
-        client = Client(served.app, api_token())
+    async with open_mirror(data, policy=AT_ONCE) as mirrored:
+        mirrored.upstream.add("acme/app", MIRRORED, "1")
+        served, client = mirrored.served, mirrored.client
         await _check_tags(served, client)
         await _check_contents(served)
         await _resume_uploads(served, client)
         await served.handle.collect()
         await _check_tags(served, client)
         await _check_no_garbage(served)
+        await _pull_through(client)
         await client.push(REPOSITORY, FIRST, "latest")
         assert await served.handle.holds_image(REPOSITORY, FIRST.digest)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from supervisor.model.build import Build, Phase, Reason, Status
 from supervisor.model.lifecycle import (
-    MAX_ATTEMPTS,
+    MAX_LOST_ATTEMPTS,
     CancelRequested,
     Ended,
     Event,
@@ -138,18 +138,21 @@ def test_phases_of_an_ending_join_those_before() -> None:
 
 def test_the_last_attempt_that_is_interrupted_loses_the_build() -> None:
     build = in_status(B)
-    for attempt in range(1, MAX_ATTEMPTS):
-        assert step(replace(build, attempt=attempt), INTERRUPTED, LATER).status is Q
-    lost = step(replace(build, attempt=MAX_ATTEMPTS), INTERRUPTED, LATER)
+    for lost_attempts in range(1, MAX_LOST_ATTEMPTS):
+        back = step(build, INTERRUPTED, LATER)
+        assert (back.status, back.lost_attempts) == (Q, lost_attempts)
+        build = step(back, STARTED, LATER)
+    lost = step(build, INTERRUPTED, LATER)
     assert (lost.status, lost.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+    assert lost.lost_attempts == MAX_LOST_ATTEMPTS
 
 
 @pytest.mark.parametrize("interrupted", [INTERRUPTED, PLANNED])
-@pytest.mark.parametrize("attempt", range(1, MAX_ATTEMPTS + 1))
+@pytest.mark.parametrize("lost", range(MAX_LOST_ATTEMPTS))
 def test_an_interrupted_build_that_was_to_be_cancelled_is_cancelled(
-    attempt: int, interrupted: Interrupted
+    lost: int, interrupted: Interrupted
 ) -> None:
-    wanted = step(replace(in_status(B), attempt=attempt), CANCEL_REQUESTED, LATER)
+    wanted = step(replace(in_status(B), lost_attempts=lost), CANCEL_REQUESTED, LATER)
     assert wanted.cancel_requested
     ended = step(wanted, interrupted, LATER)
     assert (ended.status, ended.error_code) == (Status.CANCELLED, Reason.CANCELLED)
@@ -179,18 +182,22 @@ def test_a_random_life_keeps_every_promise(life: list[tuple[str, float]]) -> Non
         planned += event is PLANNED
         interrupted_for_good = isinstance(event, Interrupted) and build.status.is_final
         assert (before.status, build.status) in LEGAL or interrupted_for_good
-        assert build.attempt <= MAX_ATTEMPTS + planned
+        assert build.attempt <= MAX_LOST_ATTEMPTS + planned
+        assert before.lost_attempts <= build.lost_attempts <= MAX_LOST_ATTEMPTS
         assert before.attempt <= build.attempt <= before.attempt + 1
         assert build.status.is_final == (build.completed_at is not None)
         assert (build.status in (B, P)) <= (build.started_at is not None)
         assert (build.status is Status.READY) == (build.image_digest is not None)
         assert all(seconds >= 0 for seconds in build.phases.values())
-        if event is INTERRUPTED and before.status is not Q and before.attempt >= MAX_ATTEMPTS:
-            wanted = Reason.CANCELLED if before.cancel_requested else Reason.BUILDER_LOST
-            assert build.error_code is wanted
+        if event is INTERRUPTED and before.status is not Q:
+            is_last = before.lost_attempts == MAX_LOST_ATTEMPTS - 1
+            lost = Reason.BUILDER_LOST if is_last else None
+            assert build.error_code is (Reason.CANCELLED if before.cancel_requested else lost)
 
 
-def test_a_planned_stop_costs_no_attempt() -> None:
-    build = a_build(status=B, attempt=MAX_ATTEMPTS, started_at=CREATED_AT)
-    assert step(build, Interrupted(), LATER).error_code is Reason.BUILDER_LOST
-    assert step(build, Interrupted(is_planned=True), LATER).status is Q
+def test_a_planned_stop_loses_nothing_however_often() -> None:
+    build = a_build()
+    for _ in range(2 * MAX_LOST_ATTEMPTS):
+        build = step(step(build, STARTED, LATER), PLANNED, LATER)
+    assert (build.status, build.lost_attempts) == (Q, 0)
+    assert step(step(build, STARTED, LATER), INTERRUPTED, LATER).status is Q

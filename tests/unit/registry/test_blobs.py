@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from supervisor.errors import HostError, ResourceExhausted
 from supervisor.registry import blobs as module
 from supervisor.registry.blobs import BlobStore
 from supervisor.runtime.threads import Threads
@@ -146,3 +147,27 @@ async def test_memory_holds_small_contents_up_to_a_limit(
         except FileNotFoundError:
             held.append(False)
     assert held == [False, False, False, True, True, False]
+
+
+async def test_a_full_disk_is_told_as_such(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(ResourceExhausted, match="No space left"):
+            await put(store)
+        with pytest.raises(HostError, match="cannot be prepared"):
+            store.prepare_sync()
+    assert await store.stored() == []
+    assert list(store.staging.iterdir()) == []
+
+
+def test_the_layout_file_is_written_once(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a full disk would keep the daemon from starting")
+
+    monkeypatch.setattr(module, "write_atomically_sync", refuse)
+    store.prepare_sync()

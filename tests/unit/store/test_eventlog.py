@@ -14,7 +14,7 @@ import trio.testing
 
 from supervisor.errors import HostError, ResourceExhausted
 from supervisor.model.build import Reason, Status
-from supervisor.model.events import START, EventId, log_event, status_event
+from supervisor.model.events import START, EventBatch, EventId, log_event, status_event
 from supervisor.runtime.threads import Threads
 from supervisor.store import eventlog
 from supervisor.store.eventlog import EVENTS_FILE, TEXT_FILE, BuildLog, BuildLogs
@@ -240,6 +240,71 @@ async def test_followers_at_one_place_share_what_was_read(tmp_path: Path) -> Non
         assert await log.read(START) is first
         assert first is not None
         assert first.as_sse is first.as_sse
+
+
+def count_reads(log: BuildLog, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the place of every read of the file."""
+    places: list[int] = []
+    read_sync = log._read_sync
+
+    def counting(after: int, end: int) -> EventBatch:
+        places.append(after)
+        return read_sync(after, end)
+
+    monkeypatch.setattr(log, "_read_sync", counting)
+    return places
+
+
+async def test_followers_that_come_at_once_cost_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with logs_in(tmp_path).open(BUILD) as log:
+        await log.append([line(str(n)) for n in range(1000)])
+        places = count_reads(log, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(log.read, START)
+        assert places == [START]
+
+
+async def test_a_follower_is_not_left_waiting_for_one_that_was_cancelled(tmp_path: Path) -> None:
+    async with logs_in(tmp_path).open(BUILD) as log:
+        await log.append([line(str(n)) for n in range(1000)])
+        first = trio.CancelScope()
+
+        async def leave() -> None:
+            with first:
+                await log.read(START)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(int(log._threads.disk.total_tokens)):
+                await log._threads.disk.acquire_on_behalf_of(object())
+            nursery.start_soon(leave)  # waits for a thread
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(log.read, START)  # waits for the first
+            await trio.testing.wait_all_tasks_blocked()
+            first.cancel(reason="the first follower leaves")
+            await trio.testing.wait_all_tasks_blocked()
+            log._threads.disk.total_tokens += 1
+        assert not log._reading
+        assert START in log._chunks
+
+
+async def test_a_line_now_and_then_is_not_read_back_for_its_followers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with logs_in(tmp_path).open(BUILD) as log:
+        places = count_reads(log, monkeypatch)
+        for text in ("a", "b", "c"):
+            at = log.end
+            await log.append([line(text), line(text * 2)])
+            batch = await log.read(at)
+            assert batch is not None
+            assert [event for _, event in batch.events] == [line(text), line(text * 2)]
+            assert batch.last_id == log.end
+        assert places == []
+        log._chunks.clear()
+        assert await read_all(log) == [line(text) for text in ("a", "aa", "b", "bb", "c", "cc")]
 
 
 async def test_what_is_kept_for_followers_is_bounded(tmp_path: Path) -> None:
