@@ -11,18 +11,21 @@ The nesting is the ownership, and leaving it is the clean-up:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from agent import wire
+from supervisor.actors.contact import ContactTimes, Dial, make_contact
 from supervisor.actors.hostports import HostPorts, ServeEgress, ServeRegistry
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.phases import PhaseClock
+from supervisor.actors.pool import Lease
 from supervisor.actors.transcript import Rendered, Transcript
 from supervisor.config import Settings
+from supervisor.egress.policy import Decision
 from supervisor.errors import GuestLost, HostError, ResourceExhausted, VmBootFailed
 from supervisor.guest import session
 from supervisor.guest.config import guest_config
@@ -31,15 +34,18 @@ from supervisor.guest.secrets import SecretNotFound, read_secrets_sync
 from supervisor.model.build import Build, Phase, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
-from supervisor.model.oci import parse_digest
+from supervisor.model.oci import RepositoryName, parse_digest
 from supervisor.runtime.logs import log
+from supervisor.runtime.mailbox import ActorGone
 from supervisor.runtime.threads import run_in_thread
 from supervisor.store import builds
 from supervisor.store.eventlog import BuildLog
-from supervisor.vm.machine import Hypervisor, Machine, MachineSpec
+from supervisor.vm.machine import Machine, MachineSpec
 
 CONCLUDE_SECONDS = 10.0
 """Storing a verdict takes milliseconds; a disk that needs longer must not hold a shutdown up."""
+REMOVE_SECONDS = 3.0
+"""For removing what a failed build has pushed: less, so that its verdict is stored all the same."""
 TOKEN_MARGIN_SECONDS = 300.0
 MIN_TOKEN_SECONDS = 1800.0
 
@@ -76,6 +82,20 @@ class Registry(Protocol):
         """
         ...
 
+    async def delete_repository(self, repository: RepositoryName) -> bool:
+        """Remove all that a repository holds; False if there is none."""
+        ...
+
+
+class Machines(Protocol):
+    """Where an attempt gets its machine from."""
+
+    async def lease(
+        self, spec: MachineSpec, *, task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Hand out a machine, and keep it until cancelled; see `Pool.lease`."""
+        ...
+
 
 @dataclass(frozen=True)
 class BuildDeps:
@@ -83,7 +103,7 @@ class BuildDeps:
 
     settings: Settings
     ledger: Ledger
-    hypervisor: Hypervisor
+    machines: Machines
     registry: Registry
     builder_image_digest: str
     mint_registry_token: Callable[[Build, float], str]
@@ -92,8 +112,7 @@ class BuildDeps:
     """Serves `/v2`, and nothing else, to one machine."""
     serve_egress: ServeEgress
     """Serves the proxy to one machine, within what the policy of its build allows."""
-    dial: Callable[[Machine, int], Awaitable[trio.abc.Stream]]
-    """Waits until a port of the guest answers, and connects to it."""
+    dial: Dial
 
 
 class BuildActor:
@@ -135,16 +154,19 @@ class BuildActor:
         """The steps so far."""
         return self._session.steps
 
-    def cancel(self) -> None:
-        """End the build as cancelled, unless it has a verdict already. Returns at once."""
-        if self._verdict is None:
-            self._verdict = self._ended(Reason.CANCELLED, "cancelled")
+    def cancel(self) -> bool:
+        """End the build as cancelled. Returns at once: False if it has another verdict already."""
+        self._settle(self._ended(Reason.CANCELLED, "cancelled"))
         self._scope.cancel(reason=f"build {self.id}: cancelled by request")
+        match self._verdict:
+            case Ended(reason=Reason.CANCELLED) | Interrupted():
+                return True  # what was interrupted is about to wait again, and is cancelled there
+            case _:
+                return False
 
     def interrupt(self) -> None:
         """Give the attempt up and let the build wait for another one. Returns at once."""
-        if self._verdict is None:
-            self._verdict = Interrupted(is_planned=True)
+        self._settle(Interrupted(is_planned=True))
         self._scope.cancel(reason=f"build {self.id}: the daemon stops")
 
     # -- the task ------------------------------------------------------------------------------
@@ -181,12 +203,12 @@ class BuildActor:
         async with trio.open_nursery() as nursery:
             try:
                 secrets = await self._read_secrets()
-                machine = await nursery.start(self._deps.hypervisor.run_machine, spec)
+                lease: Lease = await nursery.start(self._deps.machines.lease, spec)
+                machine = lease.machine
                 self._clock.enter(Phase.BOOT)
                 await self._open_ports(machine, secrets, events, nursery)
-                link = await self._connect(machine)
+                link = await self._greet(lease)
                 try:
-                    await self._greet(link)
                     await self._configure(link)
                     nursery.start_soon(self._keep_alive, link)
                     self._settle(await self._converse(link, events))
@@ -209,9 +231,9 @@ class BuildActor:
     ) -> None:
         deps = self._deps
 
-        async def say(line: str) -> None:
+        async def tell(decision: Decision) -> None:
             try:
-                await _store(events, self._transcript.notice(line, self._now()))
+                await _store(events, self._transcript.egress(decision, self._now()))
             except HostError as exc:
                 self._log.error("build.log_incomplete", why=exc.message)
 
@@ -222,7 +244,7 @@ class BuildActor:
             serve_registry=deps.serve_registry,
             serve_egress=deps.serve_egress,
             silence_seconds=deps.settings.link_silence,
-            say=say,
+            tell=tell,
         )
         await ports.open(machine, nursery)
 
@@ -235,22 +257,19 @@ class BuildActor:
         disk = self._deps.ledger.threads.disk
         return await run_in_thread(disk, read_secrets_sync, directory, self.tenant, wanted)
 
-    async def _connect(self, machine: Machine) -> GuestLink:
-        """Wait for the agent to answer. Raises GuestLost after `boot_timeout`."""
+    async def _greet(self, lease: Lease) -> GuestLink:
+        """Have the agent's hello: one from the pool has said it. Raises GuestLost."""
         settings = self._deps.settings
-        try:
-            with trio.fail_after(settings.boot_timeout):
-                stream = await self._deps.dial(machine, wire.CONTROL_PORT)
-        except trio.TooSlowError as exc:
-            raise GuestLost(f"the machine did not boot within {settings.boot_timeout:g} s") from exc
-        return GuestLink(stream, silence_seconds=settings.link_silence)
-
-    async def _greet(self, link: GuestLink) -> None:
-        hello = await link.receive_hello()
-        self._buildkit_version = hello.buildkit[:100]
-        self._toolchain_version = hello.toolchain[:100]
+        contact = lease.contact
+        if contact is None:
+            times = ContactTimes(settings.boot_timeout, settings.link_silence)
+            contact = await make_contact(lease.machine, self._deps.dial, times)
+        self._buildkit_version = contact.hello.buildkit[:100]
+        self._toolchain_version = contact.hello.toolchain[:100]
         self._clock.enter(Phase.SOURCE)
-        self._log.info("machine.booted", seconds=round(self._clock.spent(Phase.BOOT), 3))
+        seconds = round(self._clock.spent(Phase.BOOT), 3)
+        self._log.info("machine.leased", machine_id=lease.machine.id, boot_seconds=seconds)
+        return contact.link
 
     async def _configure(self, link: GuestLink) -> None:
         """Mint the registry token now, not at submit: it must outlive the build, not the queue."""
@@ -277,7 +296,7 @@ class BuildActor:
                     case session.PhaseEntered(phase):
                         await self._enter_phase(phase)
                     case session.Refused(why):
-                        self._log.debug("guest.refused", why=why)
+                        self._log.debug("guest.refused")  # what it was is the guest's word
                         await link.send(wire.Error(why))
                     case session.Finished(result):
                         return await self._judge(result)
@@ -298,6 +317,12 @@ class BuildActor:
             return self._ended(
                 reason or Reason.BUILD_FAILED, result.error or "the build failed without a word"
             )
+        base = self._build.request.base_image_digest
+        if base is not None and result.base_image_digest != base:
+            return self._ended(
+                Reason.BASE_IMAGE_MISMATCH,
+                f"the guest built on {result.base_image_digest[:80]!r} instead of {base}",
+            )
         repository = f"builds/{self.id}"
         if not await self._deps.registry.holds_image(repository, result.image_digest):
             return self._ended(
@@ -305,10 +330,6 @@ class BuildActor:
                 f"the guest reports the image {result.image_digest[:80]!r}, which"
                 f" {repository} does not hold",
             )
-        try:
-            await self._name_image(repository, result.image_digest)
-        except HostError as exc:
-            return self._ended(Reason.PUSH_FAILED, exc.message)
         # An agent that went from building to done in one breath has pushed all the same.
         self._build = await self._deps.ledger.apply(self._build, PushBegun())
         return Succeeded(
@@ -345,22 +366,44 @@ class BuildActor:
         return self._ended(Reason.OUT_OF_DISK if is_full else Reason.BUILDER_LOST, exc.message)
 
     async def _conclude(self, events: BuildLog, verdict: Event) -> None:
-        """Store what is left of the output, the steps, and the verdict."""
+        """Store what is left of the output, the steps, and the verdict; name what was made."""
         try:
             await _store(events, self._transcript.lines(self._session.finish(), self._now()))
         except HostError as exc:
             self._log.error("build.log_incomplete", why=exc.message)
         await self._deps.ledger.database.run(builds.set_steps, self.id, self.steps)
+        if isinstance(verdict, Succeeded):
+            verdict = await self._name_image(verdict)
+        if isinstance(verdict, Ended):
+            await self._remove_image()
         self._build = await self._deps.ledger.apply(self._build, verdict)
 
-    async def _name_image(self, source: str, digest: str) -> None:
-        """Give the image the extra name that was asked for. Raises HostError if that cannot be."""
+    async def _remove_image(self) -> None:
+        """Remove what a build without an image has pushed; its machine is gone, and pushes no more.
+
+        If that fails it is logged: the image stays until the build is removed, and is not `ready`.
+        """
+        with trio.move_on_after(REMOVE_SECONDS) as removing:
+            try:
+                await self._deps.registry.delete_repository(RepositoryName(f"builds/{self.id}"))
+            except (HostError, ActorGone) as exc:
+                self._log.error("build.image_not_removed", why=str(exc))
+        if removing.cancelled_caught:
+            self._log.error("build.image_not_removed", why="it took too long")
+
+    async def _name_image(self, verdict: Succeeded) -> Succeeded | Ended:
+        """Give the image the extra name that was asked for: not before nothing can undo it."""
         if (image_name := self._build.request.image_name) is None:
-            return
+            return verdict
         name, _, tag = image_name.partition(":")
-        await self._deps.registry.tag(
-            f"{self.tenant}/{name}", tag or "latest", digest, source=source
-        )
+        target, source = f"{self.tenant}/{name}", f"builds/{self.id}"
+        try:
+            await self._deps.registry.tag(
+                target, tag or "latest", verdict.image_digest, source=source
+            )
+        except HostError as exc:
+            return self._ended(Reason.PUSH_FAILED, exc.message)
+        return verdict
 
     def _settle(self, verdict: Event) -> None:
         """The first verdict stands: a cancellation a tick after the end changes nothing."""

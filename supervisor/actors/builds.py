@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ import trio
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueHandle
 from supervisor.actors.runner import BuildRunner
-from supervisor.errors import Conflict
+from supervisor.errors import Conflict, InvalidRequest
 from supervisor.model.build import Build, BuildRequest, Source, Step
-from supervisor.model.events import EventBatch, EventId
+from supervisor.model.events import START, EventBatch, EventId
 from supervisor.model.ids import BuildId, IdSource, Tenant, parse_build_id
 from supervisor.store import builds
 from supervisor.store.builds import BuildFilter
 from supervisor.store.eventlog import BuildLog
-from supervisor.store.idempotency import IdempotencyKey
+from supervisor.store.idempotency import IdempotencyKey, is_key_known
 
 __all__ = ["BuildFilter", "BuildService", "EventReader", "IdempotencyKey", "NewBuild"]
 
@@ -85,9 +86,14 @@ class BuildService:
         """Return where a submission's archive is to be written; its directory may not exist."""
         return self._ledger.source_path(build_id)
 
-    async def check_room(self) -> None:
-        """Raise QueueFull or NotReady if a submission would be refused now."""
-        self._queue.check_room()
+    async def check_room(self, tenant: Tenant, key: str | None = None) -> None:
+        """Raise QueueFull or NotReady if a submission would be refused now.
+
+        One with an Idempotency-Key `key` that has made a build needs no room.
+        """
+        now = self._ledger.clock()
+        if key is None or not await self._ledger.database.run(is_key_known, tenant, key, now):
+            self._queue.check_room()
 
     async def submit(self, new: NewBuild) -> Build:
         """Take a build in. When this returns, the build is durable.
@@ -142,6 +148,21 @@ class BuildService:
         await self.get(build_id)
         return await self._ledger.database.run(builds.get_steps, build_id)
 
+    async def check_place(self, build_id: BuildId, after: EventId) -> None:
+        """Raise InvalidRequest if the events of a build have never reached `after`.
+
+        Whoever asks to go on behind such an event means another build, or one whose last events
+        went down with the host: it would wait for what it can never get in order.
+        """
+        if after == START:
+            return
+        async with self._ledger.logs.open(build_id) as log:
+            if after > log.end:
+                raise InvalidRequest(
+                    f"build {build_id} has no event {after}; its last one so far is {log.end}."
+                    " Follow it from the beginning"
+                )
+
     @asynccontextmanager
     async def open_events(
         self, build_id: BuildId, *, after: EventId, follow: bool
@@ -172,5 +193,7 @@ async def sweep_uploads(ledger: Ledger, builds_dir: Path) -> int:
 
 def _directories_sync(path: Path) -> list[BuildId]:
     """Return what lies there under the name of a build; anything else is not ours to remove."""
-    names = (parse_build_id(entry.name) for entry in path.iterdir() if entry.is_dir())
-    return [name for name in names if name is not None]
+    # Not `Path.iterdir`, which makes a path of each and asks the disk about it: there may be many.
+    with os.scandir(path) as entries:
+        names = (parse_build_id(entry.name) for entry in entries if entry.is_dir())
+        return [name for name in names if name is not None]

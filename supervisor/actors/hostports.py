@@ -12,7 +12,6 @@ from pathlib import Path
 import trio
 
 from agent import wire
-from supervisor.egress.policy import Decision
 from supervisor.egress.proxy import OnDecision
 from supervisor.guest.secrets import serve_secrets
 from supervisor.guest.source import serve_source
@@ -34,8 +33,8 @@ class HostPorts:
     serve_registry: ServeRegistry
     serve_egress: ServeEgress
     silence_seconds: float
-    say: Callable[[str], Awaitable[None]]
-    """Adds a line of the host's own to the build's log."""
+    tell: OnDecision
+    """Tells the build's followers what became of a request of theirs to the network."""
 
     async def open(self, machine: Machine, nursery: trio.Nursery) -> None:
         """Serve the ports from now on in `nursery`, which owns the machine."""
@@ -54,17 +53,7 @@ class HostPorts:
         await serve_secrets(port, self.secrets, silence_seconds=self.silence_seconds)
 
     async def _serve_egress(self, port: GuestPort) -> None:
-        await self.serve_egress(port, self.build.request.policy, self._note_decision)
-
-    async def _note_decision(self, decision: Decision) -> None:
-        """Tell the build's followers what became of a request of theirs to the network."""
-        where = f"{decision.host}:{decision.port}"
-        if decision.allowed:
-            traffic = f"{decision.bytes_sent} bytes sent, {decision.bytes_received} received"
-            said = f"[egress] allowed {where}: {traffic}"
-        else:
-            said = f"[egress] denied {where}"
-        await self.say(said + (f": {decision.reason}" if decision.reason else ""))
+        await self.serve_egress(port, self.build.request.policy, self.tell)
 
 
 async def _serve(

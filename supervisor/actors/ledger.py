@@ -7,14 +7,17 @@ any moment exactly one of them owns a build.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from supervisor.errors import HostError
+import trio
+
+from supervisor.errors import HostError, NotFound
 from supervisor.model import lifecycle
 from supervisor.model.build import Build
 from supervisor.model.events import status_event
 from supervisor.model.ids import BuildId
+from supervisor.model.oci import RepositoryName
 from supervisor.model.times import rfc3339
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.files import remove_tree_sync, write_atomically_sync
@@ -23,11 +26,18 @@ from supervisor.runtime.threads import Threads, run_in_thread
 from supervisor.store import builds
 from supervisor.store.database import Database
 from supervisor.store.eventlog import BuildLog, BuildLogs
-from supervisor.store.idempotency import IdempotencyKey, insert_build_once
+from supervisor.store.idempotency import IdempotencyKey, find_made_by, insert_build
+
+RECENT_BUILDS = 64
+"""At most so many end between a commit and its announcement: those that run, and a burst of
+cancellations."""
 
 
 class Ledger:
-    """The durable record of builds: database, event log, and a file for people."""
+    """The durable record of builds: database, event log, and a file for people.
+
+    `delete_repository` removes what the registry holds of a build.
+    """
 
     def __init__(
         self,
@@ -36,6 +46,7 @@ class Ledger:
         builds_dir: Path,
         threads: Threads,
         clock: Clock,
+        delete_repository: Callable[[RepositoryName], Awaitable[bool]],
         on_end: Callable[[Build], None] = lambda build: None,
     ) -> None:
         self.database = database
@@ -43,6 +54,8 @@ class Ledger:
         self.clock = clock
         self._builds_dir = builds_dir
         self.threads = threads
+        self.delete_repository = delete_repository
+        self._metadata = trio.Lock()
         self._on_end = on_end
 
     def directory(self, build_id: BuildId) -> Path:
@@ -53,15 +66,21 @@ class Ledger:
         """Return where the uploaded archive of a build is."""
         return self.directory(build_id) / "source" / "source.tar.gz"
 
-    async def enter(self, build: Build, key: IdempotencyKey | None = None) -> Build:
-        """Record a new build, and return it. It will reach a final status, come what may.
+    async def find_made_by(self, key: IdempotencyKey, asked: Build) -> Build | None:
+        """Return the build that `key` has made before. Raises Conflict if it was another request.
 
-        A `key` that has made a build before returns that one, and nothing is recorded. The row
-        comes last: nobody can see the files before it. Raises HostError, with nothing recorded, if
-        the disk or the database refuses, and Conflict if `key` made another build.
+        Exact when asked by the queue, which is the only one to `enter` builds.
+        """
+        return await self.database.run(find_made_by, key, asked.tenant, self.clock())
+
+    async def enter(self, build: Build, key: IdempotencyKey | None = None) -> None:
+        """Record a new build, which `key` makes. It will reach a final status, come what may.
+
+        The row comes last: nobody can see the files before it. Raises HostError, with nothing
+        recorded, if the disk or the database refuses.
         """
         await self._publish(build)
-        return await self.database.run(insert_build_once, build, key)
+        await self.database.run(insert_build, build, key)
 
     async def apply(self, build: Build, event: lifecycle.Event) -> Build:
         """Return `build` after `event`, durable and announced. No-op on a final build.
@@ -91,13 +110,31 @@ class Ledger:
         if not build.status.is_final or events.is_final:
             return
         try:
-            await self._announce(build, events)
+            await self._tell(build, events)
         except HostError as exc:
             log.error("build.announcement_failed", build_id=build.id, why=exc.message)
 
+    async def repair_recent(self) -> None:
+        """Do so for the builds that ended last: a crash may have kept their ends from being told.
+
+        An older one is repaired when it is looked at.
+        """
+        for build_id in await self.database.run(builds.last_ended_ids, RECENT_BUILDS):
+            try:
+                build = await self.database.run(builds.get_build, build_id)
+                async with self.logs.open(build_id) as events:
+                    await self.repair(build, events)
+            except NotFound:
+                continue  # purged since
+            except HostError as exc:
+                log.error("build.announcement_failed", build_id=build_id, why=exc.message)
+
     async def forget(self, build_id: BuildId) -> None:
-        """Remove a build: its row first, so that nothing ever points at missing files."""
+        """Remove a build, its image and its files: its row first, so that nothing ever points at
+        what is missing. Raises HostError, and ActorGone if the registry has stopped.
+        """
         await self.database.run(builds.delete_build, build_id)
+        await self.delete_repository(RepositoryName(f"builds/{build_id}"))
         await self.discard(build_id)
 
     async def discard(self, build_id: BuildId) -> None:
@@ -110,8 +147,19 @@ class Ledger:
             facts["error_code"] = build.error_code
         log.info(f"build.{build.status}", **facts)
         async with self.logs.open(build.id) as events:
-            await self._announce(build, events)
-        await run_in_thread(self.threads.disk, self._write_metadata_sync, build)
+            await self._tell(build, events)
+
+    async def _tell(self, build: Build, events: BuildLog) -> None:
+        """Write metadata.json, then the event: so a log that is final needs no repair."""
+        failure = None
+        try:
+            async with self._metadata:  # who announces and who repairs may meet
+                await run_in_thread(self.threads.disk, self._write_metadata_sync, build)
+        except HostError as exc:
+            failure = exc
+        await self._announce(build, events)
+        if failure is not None:
+            raise failure
 
     async def _announce(self, build: Build, events: BuildLog) -> None:
         moment = self.clock() if build.completed_at is None else build.completed_at
@@ -141,6 +189,7 @@ class Ledger:
         present = {key: value for key, value in shown.items() if value is not None}
         path = self.directory(build.id) / "metadata.json"
         try:
-            write_atomically_sync(path, json.dumps(present, indent=2).encode() + b"\n")
+            data = json.dumps(present, indent=2).encode() + b"\n"
+            write_atomically_sync(path, data, is_sole_writer=True)
         except OSError as exc:
             raise HostError(f"{path.name} cannot be written: {exc.strerror}") from exc

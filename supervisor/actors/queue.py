@@ -50,8 +50,11 @@ class RunningBuild(Protocol):
         """Whose build it is."""
         ...
 
-    def cancel(self) -> None:
-        """Begin to end the build as cancelled. Returns at once."""
+    def cancel(self) -> bool:
+        """Begin to end the build as cancelled; False if it has another verdict already.
+
+        Returns at once. What it says stays true, but for a host that goes down.
+        """
         ...
 
 
@@ -199,6 +202,7 @@ class QueueActor:
         """Take up every build without a final status."""
         for build_id in await self._ledger.database.run(builds.unfinished_ids):
             await self._take_up(await self._load(build_id))
+        await self._ledger.repair_recent()
 
     async def _take_up(self, build: Build) -> None:
         """Let a stored build wait, unless it runs or has ended. One that lost its machine, too."""
@@ -234,20 +238,23 @@ class QueueActor:
                 reply.set(None)
 
     async def _submit(self, asked: Build, key: IdempotencyKey | None) -> Build:
+        if key is not None and (known := await self._ledger.find_made_by(key, asked)) is not None:
+            return known  # however full the queue is by now
         self._handle.check_room()
-        build = await self._ledger.enter(asked, key)
-        if build.id == asked.id:
-            self._waiting[build.id] = build.tenant
-            self._publish()
-        return build
+        await self._ledger.enter(asked, key)
+        self._waiting[asked.id] = asked.tenant
+        self._publish()
+        return asked
 
     async def _cancel(self, build_id: BuildId) -> None:
         if build_id in self._waiting:
             await self._ledger.apply(await self._load(build_id), CancelRequested())
             del self._waiting[build_id]
         elif (running := self._runner.running.get(build_id)) is not None:
+            # The verdict first: it is what the cancellation competes with.
+            if not running.cancel():
+                raise Conflict(f"build {build_id} has just ended; there is nothing to cancel")
             await self._ledger.database.run(builds.mark_cancel_requested, build_id)
-            running.cancel()
         else:
             await self._cancel_between_owners(build_id)
 

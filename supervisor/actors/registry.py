@@ -26,6 +26,7 @@ from supervisor.actors.registry_handle import (
 from supervisor.errors import HostError
 from supervisor.model.oci import Digest
 from supervisor.registry.blobs import BlobStore
+from supervisor.registry.mirror import Mirror, MirrorConfig
 from supervisor.registry.uploads import Uploads
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
@@ -38,8 +39,8 @@ from supervisor.store.database import Database
 class RegistryActor:
     """Owns the registry's facts for as long as `run` runs.
 
-    `store`, `uploads` and `handle` are good from construction to the end; changes asked for while
-    `run` is not running wait for it.
+    `store`, `uploads`, `handle` and `mirror` are good from construction to the end; changes asked
+    for while `run` is not running wait for it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RegistryActor:
         threads: Threads,
         clock: Clock,
         policy: CollectionPolicy | None = None,
+        mirror: MirrorConfig | None = None,
     ) -> None:
         self._database = database
         self._threads = threads
@@ -67,12 +69,14 @@ class RegistryActor:
             clock=clock,
             policy=self._policy,
         )
+        self.mirror = Mirror(self.handle, self.store, self.uploads, clock, mirror or MirrorConfig())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle changes until cancelled. To be supervised: after a failure it may run again."""
         await run_in_thread(self._threads.blobs, self.store.prepare_sync)
         try:
             async with trio.open_nursery() as nursery:
+                await nursery.start(self.mirror.run)
                 nursery.start_soon(self._collect_from_time_to_time)
                 task_status.started()
                 while True:
@@ -105,13 +109,12 @@ class RegistryActor:
             # Nothing was changed, and the next change may go well: the asker decides.
             message.reply.fail(exc)
 
-    async def _remove_blob(self, digest: Digest) -> bool:
+    async def _remove_blob(self, digest: Digest) -> int | None:
         with self.store.collecting(digest) as is_mine:
             if not is_mine or not await self._database.run(upkeep.forget_blob, digest):
-                return False
+                return None
             # A crash here leaves a file without a row; the next collection finds it.
-            await self.store.remove(digest)
-            return True
+            return await self.store.remove(digest)
 
     async def _collect_from_time_to_time(self) -> None:
         while True:
@@ -128,4 +131,5 @@ class RegistryActor:
                     manifests=collected.manifests,
                     links=collected.links,
                     blobs=collected.blobs,
+                    freed_bytes=collected.freed_bytes,
                 )

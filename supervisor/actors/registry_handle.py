@@ -8,7 +8,7 @@ not undo its change.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -28,6 +28,7 @@ from supervisor.model.oci import (
 from supervisor.model.registry import (
     BlobInfo,
     ManifestInfo,
+    MirroredTag,
     NewManifest,
     Page,
     PutRefused,
@@ -42,6 +43,8 @@ from supervisor.runtime.clock import Clock
 from supervisor.runtime.mailbox import Mailbox, Reply
 from supervisor.runtime.threads import Threads
 from supervisor.store import registry as units
+from supervisor.store import registry_images as images
+from supervisor.store import registry_mirror as mirrored
 from supervisor.store import registry_upkeep as upkeep
 from supervisor.store.database import Database
 
@@ -50,9 +53,11 @@ T = TypeVar("T")
 Unit = Callable[[sa.Connection], T]
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 MOST_UPLOADS_PER_REPOSITORY = 1000
 _MOST_MOUNT_CANDIDATES = 64
 _CACHES = "cache/"
+_MIRRORS = "mirror/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,9 @@ class CollectionPolicy:
     """An upload that nobody went on with for this long is abandoned."""
     unused_seconds: float = 24 * HOUR
     """A blob that no manifest needs stays this long after it was pushed, mounted or asked for."""
+    mirror_seconds: float = 30 * DAY
+    """A mirrored tag stays this long after its upstream confirmed it; so does, after it was
+    fetched, a mirrored manifest that no tag leads to."""
     batch: int = 200
     """Most rows in one step."""
 
@@ -76,6 +84,8 @@ class Collected:
     manifests: int = 0
     links: int = 0
     blobs: int = 0
+    freed_bytes: int = field(default=0, compare=False)
+    """The sizes of the files that are gone: those of blobs, not of uploads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +107,10 @@ class Prune:
 
 @dataclass(frozen=True, slots=True)
 class RemoveBlob:
-    """Remove a blob, row and file, if nothing needs it."""
+    """Remove a blob, row and file, if nothing needs it; how many bytes that frees, None if kept."""
 
     digest: Digest
-    reply: Reply[bool]
+    reply: Reply[int | None]
 
 
 Message = Change | Prune | RemoveBlob
@@ -199,7 +209,7 @@ class RegistryHandle:
 
     async def drop_if_unused(self, digest: Digest) -> bool:
         """Remove a blob's file if nothing needs it, or is about to; True if it is gone."""
-        return await self._mailbox.ask(lambda reply: RemoveBlob(digest, reply))
+        return await self._free(digest) is not None
 
     # Manifests and tags
 
@@ -228,6 +238,35 @@ class RegistryHandle:
     async def delete_tag(self, repository: RepositoryName, tag: Tag) -> Removal:
         """Remove a tag."""
         return await self._change(repository, units.delete_tag, repository, tag)
+
+    async def remove_image(self, repository: RepositoryName, reference: Tag | Digest) -> Removal:
+        """Remove a tag, and the image with its last one; or an image with all its tags."""
+        return await self._change(repository, images.remove_image, repository, reference)
+
+    # What the mirror holds
+
+    async def find_mirrored_tag(self, repository: RepositoryName, tag: Tag) -> MirroredTag | None:
+        """Return the manifest that a tag points at, and when its upstream confirmed that."""
+        key = ("mirrored", tag)
+        return await self._look(repository, key, mirrored.find_mirrored_tag, repository, tag)
+
+    async def put_mirrored_manifest(
+        self, repository: RepositoryName, manifest: NewManifest, tags: Collection[Tag]
+    ) -> None:
+        """Store a manifest that an upstream sent, and point `tags` at it but for pushed ones."""
+        now = self._clock()
+        await self._change(
+            repository, mirrored.put_mirrored_manifest, repository, manifest, tags, now
+        )
+
+    async def confirm_tag(self, repository: RepositoryName, tag: Tag, digest: Digest) -> None:
+        """Note that the upstream still has a tag at a digest."""
+        now = self._clock()
+        await self._change(repository, mirrored.confirm_tag, repository, tag, digest, now)
+
+    async def drop_mirrored_tag(self, repository: RepositoryName, tag: Tag, digest: Digest) -> None:
+        """Remove a tag that the upstream has no longer, if it is still at that digest."""
+        await self._change(repository, mirrored.drop_mirrored_tag, repository, tag, digest)
 
     # Lists
 
@@ -287,11 +326,32 @@ class RegistryHandle:
         manifests = await self._prune(
             lambda connection: upkeep.drop_untagged_manifests(connection, _CACHES, before, limit)
         )
+        manifests += await self._collect_mirrored()
         links = await self._prune(
             lambda connection: upkeep.drop_unused_links(connection, before, limit)
         )
-        blobs = await self._collect_blobs() + await self._collect_stray_blobs()
-        return Collected(uploads, manifests, links, blobs)
+        blobs, freed_bytes = await self.free_blobs()
+        return Collected(uploads, manifests, links, blobs, freed_bytes)
+
+    async def prune(self, unit: Unit[Sequence[RepositoryName]]) -> Sequence[RepositoryName]:
+        """Have the actor run a unit that returns which repositories it changed."""
+        return await self._mailbox.ask(lambda reply: Prune(unit, reply))
+
+    async def free_blobs(self) -> tuple[int, int]:
+        """Remove every blob that nothing needs; return how many, and the bytes of their files."""
+        unused = await self._free_unused_blobs()
+        strays = await self._free_stray_blobs()
+        return unused[0] + strays[0], unused[1] + strays[1]
+
+    async def _collect_mirrored(self) -> int:
+        """Remove what upstreams sent long ago; what is asked for again is fetched again."""
+        before, limit = self._clock() - self._policy.mirror_seconds, self._policy.batch
+        await self._prune(
+            lambda connection: mirrored.expire_mirrored_tags(connection, before, limit)
+        )
+        return await self._prune(
+            lambda connection: upkeep.drop_untagged_manifests(connection, _MIRRORS, before, limit)
+        )
 
     async def _collect_uploads(self) -> int:
         before = self._clock() - self._policy.upload_seconds
@@ -314,32 +374,35 @@ class RegistryHandle:
     async def _prune(self, unit: Unit[Sequence[RepositoryName]]) -> int:
         total = 0
         while True:
-            changed: Sequence[RepositoryName] = await self._mailbox.ask(
-                lambda reply: Prune(unit, reply)
-            )
+            changed = await self.prune(unit)
             total += len(changed)
             if len(changed) < self._policy.batch:
                 return total
 
-    async def _collect_blobs(self) -> int:
-        total, last = 0, ""
+    async def _free_unused_blobs(self) -> tuple[int, int]:
+        count, freed_bytes, last = 0, 0, ""
         while True:
             unused = await self._database.run(upkeep.find_unused_blobs, last, self._policy.batch)
             for digest in unused:
-                total += await self.drop_if_unused(digest)
+                if (size := await self._free(digest)) is not None:
+                    count, freed_bytes = count + 1, freed_bytes + size
             if len(unused) < self._policy.batch:
-                return total
+                return count, freed_bytes
             last = unused[-1]
 
-    async def _collect_stray_blobs(self) -> int:
+    async def _free_stray_blobs(self) -> tuple[int, int]:
         """Remove files that a crash left between their rename and their row, or the reverse."""
-        total = 0
+        count, freed_bytes = 0, 0
         stored = await self._store.stored()
         for start in range(0, len(stored), self._policy.batch):
             batch = stored[start : start + self._policy.batch]
             for digest in set(batch) - await self._database.run(upkeep.known_blobs, batch):
-                total += await self.drop_if_unused(digest)
-        return total
+                if (size := await self._free(digest)) is not None:
+                    count, freed_bytes = count + 1, freed_bytes + size
+        return count, freed_bytes
+
+    async def _free(self, digest: Digest) -> int | None:
+        return await self._mailbox.ask(lambda reply: RemoveBlob(digest, reply))
 
     # Helpers
 

@@ -1,13 +1,14 @@
 """The root of the actors: starts them in order, keeps the permanent ones running, stops in reverse.
 
-    registry ⊃ builds ⊃ queue
+    registry ⊃ pool ⊃ builds ⊃ queue, retention
 
-The queue starts builds and builds use the registry, so each is started after what it needs and
-stopped before it. Starting is recovering: there is no other way to come up.
+The queue starts builds, and builds use machines and the registry, so each is started after what it
+needs and stopped before it. Starting is recovering: there is no other way to come up.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +19,17 @@ import trio
 from supervisor.actors import queue
 from supervisor.actors.build import BuildDeps
 from supervisor.actors.builds import BuildService, sweep_uploads
+from supervisor.actors.contact import ContactTimes
 from supervisor.actors.grants import grants_of
 from supervisor.actors.hostports import GuestPort
+from supervisor.actors.images import ImageService
 from supervisor.actors.ledger import Ledger
+from supervisor.actors.operator import OperatorService
+from supervisor.actors.pool import Pool, PoolActor, PoolDeps
+from supervisor.actors.pool_plan import PoolLimits
 from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
 from supervisor.actors.registry import RegistryActor
+from supervisor.actors.retention import RetentionActor, RetentionPolicy
 from supervisor.actors.runner import BuildRunner
 from supervisor.actors.schedule import Capacity
 from supervisor.config import Settings
@@ -31,6 +38,7 @@ from supervisor.egress.proxy import OnDecision, serve_egress
 from supervisor.egress.resolver import host_resolver
 from supervisor.egress.routes import host_address_rule
 from supervisor.model.build import Build, Policy
+from supervisor.model.host import HostFacts
 from supervisor.model.ids import BuildId, IdSource, Tenant
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
@@ -44,6 +52,7 @@ from supervisor.store.eventlog import BuildLogs
 from supervisor.tokens import mint_registry_token
 from supervisor.vm.machine import Hypervisor, wait_connect
 
+DAY = 86_400.0
 PERMANENT = RestartPolicy(intensity=3, period_seconds=60.0)
 """Enough for a burst of bad luck; a fault that stays takes the daemon down within seconds."""
 
@@ -62,6 +71,7 @@ class RootDeps:
     registry_secret: bytes
     serve_registry: Callable[[GuestPort], Awaitable[None]]
     why_not_ready: Callable[[], str | None]
+    facts: HostFacts
     metrics: Metrics
 
 
@@ -70,12 +80,16 @@ class System:
     """The running actors, as the edge of the daemon sees them."""
 
     builds: BuildService
+    images: ImageService
+    operator: OperatorService
     queue: QueueHandle
     runner: BuildRunner
+    pool: Pool
 
     async def drain(self, grace_seconds: float) -> None:
         """Start no more builds; let the running ones finish, or put them back into the queue."""
         await self.queue.drain()
+        self.pool.drain()
         await self.runner.drain(grace_seconds)
 
 
@@ -92,6 +106,7 @@ class RootActor:
             self._builds_dir,
             deps.threads,
             deps.clock,
+            deps.registry.handle.delete_repository,
             deps.metrics.count_end,
         )
         self._address_rule = host_address_rule(deps.settings.egress_allowed_networks)
@@ -115,16 +130,26 @@ class RootActor:
                 )
                 await self._import_seeds()
                 await self._sweep()
-                async with trio.open_nursery() as builds_nursery:
-                    runner = BuildRunner(builds_nursery, self._build_deps())
+                async with (
+                    trio.open_nursery() as machines_nursery,
+                    trio.open_nursery() as builds_nursery,
+                ):
+                    pool = Pool(machines_nursery, self._pool_deps())
+                    await machines_nursery.start(
+                        partial(supervise, "pool", partial(self._run_pool, pool), policy=PERMANENT)
+                    )
+                    runner = BuildRunner(builds_nursery, self._build_deps(pool))
                     handle = QueueHandle(mailbox, self._limits)
                     actor = partial(self._run_queue, mailbox=mailbox, handle=handle, runner=runner)
                     async with trio.open_nursery() as queue_nursery:
                         await queue_nursery.start(
                             partial(supervise, "queue", actor, policy=PERMANENT)
                         )
+                        await queue_nursery.start(
+                            partial(supervise, "retention", self._retention, policy=PERMANENT)
+                        )
                         self._watch(handle, runner)
-                        task_status.started(System(self._service(handle, runner), handle, runner))
+                        task_status.started(self._system(handle, runner, pool))
         finally:
             mailbox.close()
             registry.close()
@@ -141,20 +166,68 @@ class RootActor:
         actor = QueueActor(mailbox, handle, self._ledger, runner, self._limits)
         await actor.run(task_status=task_status)
 
+    async def _run_pool(self, pool: Pool, *, task_status: trio.TaskStatus[None]) -> None:
+        """Run a fresh pool actor: the machines are the pool's, and outlive it."""
+        await PoolActor(pool, self._pool_limits()).run(task_status=task_status)
+
+    async def _retention(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Remove what is kept no longer, for ever."""
+        settings = self._deps.settings
+        policy = RetentionPolicy(
+            settings.build_retention_days * DAY, settings.build_retention_count
+        )
+        await RetentionActor(self._ledger, policy).run(task_status=task_status)
+
     def _watch(self, handle: QueueHandle, runner: BuildRunner) -> None:
         metrics = self._deps.metrics
         metrics.watch("hypeman_build_queue_length", "Builds that wait.", lambda: handle.length)
         metrics.watch("hypeman_builds_active", "Builds that run.", lambda: len(runner.running))
 
-    def _service(self, handle: QueueHandle, runner: BuildRunner) -> BuildService:
-        return BuildService(self._ledger, handle, runner, IdSource(), self._deps.why_not_ready)
+    def _system(self, handle: QueueHandle, runner: BuildRunner, pool: Pool) -> System:
+        deps, settings = self._deps, self._deps.settings
+        return System(
+            BuildService(self._ledger, handle, runner, IdSource(), deps.why_not_ready),
+            ImageService(
+                deps.registry,
+                deps.database,
+                deps.threads,
+                self._ledger.source_path,
+                data_dir=settings.data_dir,
+                images_dir=settings.effective_images_dir,
+            ),
+            OperatorService(self._ledger, handle, runner, self._limits, pool, deps.facts, settings),
+            handle,
+            runner,
+            pool,
+        )
 
-    def _build_deps(self) -> BuildDeps:
+    def _pool_limits(self) -> PoolLimits:
+        settings = self._deps.settings
+        return PoolLimits(
+            size=settings.pool_size,
+            capacity=settings.max_concurrent_source_builds,
+            machine_cpus=settings.build_cpus,
+            host_cpus=len(os.sched_getaffinity(0)),
+            max_age_seconds=settings.pool_machine_max_age,
+        )
+
+    def _pool_deps(self) -> PoolDeps:
+        deps, settings = self._deps, self._deps.settings
+        return PoolDeps(
+            hypervisor=deps.hypervisor,
+            dial=wait_connect,
+            times=ContactTimes(settings.boot_timeout, settings.link_silence),
+            limits=self._pool_limits(),
+            memory_mb=settings.build_memory_mb,
+            clock=deps.clock,
+        )
+
+    def _build_deps(self, pool: Pool) -> BuildDeps:
         deps = self._deps
         return BuildDeps(
             settings=deps.settings,
             ledger=self._ledger,
-            hypervisor=deps.hypervisor,
+            machines=pool,
             registry=deps.registry.handle,
             builder_image_digest=deps.builder_image_digest,
             mint_registry_token=self._mint_token,

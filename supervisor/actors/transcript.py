@@ -5,13 +5,15 @@ The plain text follows BuildKit's own plain progress: each step has a number, ea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from supervisor.egress.policy import Decision
 from supervisor.guest.lines import Line
 from supervisor.guest.session import StepChanged
 from supervisor.model.build import Step
-from supervisor.model.events import log_event, step_event
+from supervisor.model.events import egress_event, log_event, step_event
 from supervisor.model.times import rfc3339
 
 
@@ -71,12 +73,21 @@ class Transcript:
             Rendered([step_event(rfc3339(now), step)], (head + tail).encode()), now
         )
 
-    def notice(self, content: str, now: float) -> Rendered:
-        """Return what to append for a line of the host's own."""
+    def egress(self, decision: Decision, now: float) -> Rendered:
+        """Return what to append for a request to the network: always an event, and a line of the
+        log if something was not as the build wanted it.
+
+        There are at most so many of them in an attempt (`EgressLimits.max_requests`).
+        """
+        stamp = rfc3339(now)
+        events = [egress_event(stamp, **dataclasses.asdict(decision))]
+        if decision.allowed and not decision.reason:
+            return self._limited(Rendered(events, b""), now)
         self._open_line = None
-        return self._limited(
-            Rendered([log_event(rfc3339(now), "", content)], f"{content}\n".encode()), now
-        )
+        what = "failed" if decision.allowed else "denied"
+        content = f"[egress] {what} {decision.host}:{decision.port}: {decision.reason}"
+        events.append(log_event(stamp, "", content))
+        return self._limited(Rendered(events, f"{content}\n".encode()), now)
 
     def _prefix(self, step: str) -> str:
         number = self._number_of(step)

@@ -33,7 +33,7 @@ def check_source_sync(
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> ArchiveFacts:
     """Do the same in the calling thread; `check_cancelled` is called for every piece."""
-    reader = TarReader(limits, dockerfile_path)
+    reader = TarReader(limits, dockerfile_path, path.stat().st_size)
     for content in gunzip(_pieces(path, check_cancelled)):
         check_cancelled()
         reader.feed(content)

@@ -16,13 +16,21 @@ from enum import Enum, auto
 from typing import NoReturn
 
 from supervisor.errors import InvalidSource, PayloadTooLarge
+from supervisor.source.tree import Dockerfile, Tree
 
 BLOCK = 512
 MAX_EXTENDED_BYTES = 1 << 20
 """Of one extended header; real ones hold a path or some attributes."""
-MAX_NAME_BYTES = 4096
+MAX_NAME_BYTES = 4095
+MAX_COMPONENT_BYTES = 255
+"""As Linux has them: a longer name could not be unpacked."""
+MAX_DEPTH = 256
+"""Directories inside each other. Real sources have some twenty; each costs time to check."""
 _HEADERS_PER_ENTRY = 4
 """A long name, a long link name, a pax header and the entry itself."""
+
+FREE_BYTES = 256 << 20
+"""So much content is read however small the upload was; it takes a second."""
 
 _REGULAR = frozenset((0, ord("0"), ord("7")))
 _HARD_LINK, _SYMLINK, _DIRECTORY = b"125"
@@ -38,6 +46,8 @@ class ArchiveLimits:
 
     max_entries: int
     max_unpacked_bytes: int
+    max_ratio: int = 200
+    """How many times the upload's size its content may have, beyond `FREE_BYTES`."""
 
     @property
     def max_stream_bytes(self) -> int:
@@ -56,7 +66,12 @@ class ArchiveFacts:
     entries: int
     unpacked_bytes: int
     """The sum of the files' sizes."""
-    has_dockerfile: bool
+    dockerfile: Dockerfile
+
+    @property
+    def has_dockerfile(self) -> bool:
+        """Say whether BuildKit will find a Dockerfile, as far as the archive tells."""
+        return self.dockerfile is Dockerfile.PRESENT
 
 
 class _Part(Enum):
@@ -85,9 +100,13 @@ class TarReader:
     Raises InvalidSource for what is no archive or may not be in one, PayloadTooLarge past a limit.
     """
 
-    def __init__(self, limits: ArchiveLimits, dockerfile_path: str) -> None:
+    def __init__(self, limits: ArchiveLimits, dockerfile_path: str, upload_bytes: int) -> None:
         self._limits = limits
-        self._dockerfile = _Dockerfile(dockerfile_path)
+        self._max_stream = min(
+            limits.max_stream_bytes, FREE_BYTES + limits.max_ratio * upload_bytes
+        )
+        self._upload_bytes = upload_bytes
+        self._tree = Tree(dockerfile_path)
         self._part = _Part.HEADER
         self._pending = bytearray()
         self._need = BLOCK
@@ -100,12 +119,13 @@ class TarReader:
         self._entries = 0
         self._unpacked = 0
         self._stream = 0
+        self._consumed = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream."""
         self._stream += len(data)
-        if self._stream > self._limits.max_stream_bytes:
-            self._too_large()
+        if self._stream > self._max_stream:
+            self._too_long()
         at = 0
         while at < len(data) and self._part is not _Part.REST:
             if self._skip:
@@ -121,6 +141,7 @@ class TarReader:
                     return
                 piece = bytes(self._pending)
                 self._pending.clear()
+            self._consumed = self._stream - len(data) + at
             self._on_part(piece)
 
     def finish(self) -> ArchiveFacts:
@@ -130,7 +151,7 @@ class TarReader:
         # A missing end marker is forgiven, as tar(1) does; the end of an entry is not.
         if self._skip or self._pending or self._part in (_Part.EXTENDED, _Part.SPARSE_MAP):
             raise InvalidSource("the tar archive ends in the middle of an entry; was it cut off?")
-        return ArchiveFacts(self._entries, self._unpacked, self._dockerfile.is_present)
+        return ArchiveFacts(self._entries, self._unpacked, self._tree.find_dockerfile())
 
     def _on_part(self, data: bytes) -> None:
         match self._part:
@@ -171,21 +192,33 @@ class TarReader:
         path = said.path if said.path is not None else _ustar_path(header)
         if said.size is not None:
             size = said.size
+        link = said.link if said.link is not None else _text(header[157:257])
         parts = _check_path(path, "an entry")
+        self._check_place(parts, path)
         if kind in _REGULAR or kind == _SPARSE:
-            self._count(
-                max(size, said.real_size, _number(header[483:495]) if kind == _SPARSE else 0)
+            real_size = max(
+                size, said.real_size, _number(header[483:495]) if kind == _SPARSE else 0
             )
-            self._dockerfile.saw_file(parts)
+            self._count(real_size)
+            self._tree.add_file(parts, is_empty=real_size == 0)
         elif kind == _HARD_LINK:
-            link = said.link if said.link is not None else _text(header[157:257])
-            _check_path(link, f"the hard link {_show(path)}")
-            self._dockerfile.saw_file(parts)
+            target = _check_path(link, f"the hard link {_show(path)}")
+            if not self._tree.may_link(target):
+                raise InvalidSource(
+                    f"the hard link {_show(path)} is to {_show(link)}, which is no file before it"
+                )
+            self._tree.add_link(parts, target)
         elif kind == _SYMLINK:
-            self._dockerfile.saw_symlink(parts)
+            if not 0 < len(link) <= MAX_NAME_BYTES or b"\0" in link:
+                raise InvalidSource(
+                    f"the symbolic link {_show(path)} has a target of {len(link)} bytes"
+                )
+            self._tree.add_symlink(parts, link)
+        elif kind == _DIRECTORY:
+            self._tree.add_directory(parts)
         elif kind in _DEVICES:
             raise InvalidSource(f"the source holds {_DEVICES[kind]}: {_show(path)}")
-        elif kind != _DIRECTORY:
+        else:
             raise InvalidSource(
                 f"the source holds an entry of unknown type {_show(bytes([kind]))}: {_show(path)}"
             )
@@ -227,8 +260,22 @@ class TarReader:
         if self._unpacked > self._limits.max_unpacked_bytes:
             self._too_large()
 
+    def _check_place(self, parts: tuple[bytes, ...], path: bytes) -> None:
+        """Refuse what tar(1) in the guest could not unpack there."""
+        if len(parts) > MAX_DEPTH:
+            raise InvalidSource(f"an entry lies more than {MAX_DEPTH} deep: {_show(path)}")
+        if any(len(part) > MAX_COMPONENT_BYTES for part in parts):
+            raise InvalidSource(
+                f"an entry has a name of more than {MAX_COMPONENT_BYTES} bytes: {_show(path)}"
+            )
+        if self._tree.is_below_file(parts):
+            raise InvalidSource(f"an entry lies below a regular file: {_show(path)}")
+
     def _skip_contents(self, size: int) -> None:
         self._skip = _padded(size)
+        # What is announced is believed if it is too much: nothing of it is decompressed.
+        if self._consumed + self._skip > self._max_stream:
+            self._too_long()
 
     def _check_sum(self, header: bytes) -> None:
         # Counted with the field itself as spaces; some old tars summed signed bytes.
@@ -239,6 +286,15 @@ class TarReader:
         if said != plain and said != plain - 256 * sum(byte > 127 for byte in rest):
             where = "is not a tar archive" if self._headers == 0 else "is damaged"
             raise InvalidSource(f"the source {where}: a header has the wrong checksum")
+
+    def _too_long(self) -> NoReturn:
+        if self._max_stream < self._limits.max_stream_bytes:
+            raise PayloadTooLarge(
+                f"the source unpacks to more than {self._limits.max_ratio} times its"
+                f" {self._upload_bytes:,} bytes; if that is meant, pack long runs of zeros with"
+                " tar --sparse, or compress less"
+            )
+        self._too_large()
 
     def _too_large(self) -> NoReturn:
         raise PayloadTooLarge(
@@ -252,30 +308,6 @@ class TarReader:
 _MEANINGFUL = frozenset(
     {b"path", b"linkpath", b"size", b"GNU.sparse.name", b"GNU.sparse.realsize", b"GNU.sparse.size"}
 )
-
-
-class _Dockerfile:
-    """Whether BuildKit will find the Dockerfile in the source, as far as names tell.
-
-    A path that leads through a symbolic link counts as found: where it leads is BuildKit's to say.
-    """
-
-    def __init__(self, path: str) -> None:
-        wanted = tuple(part for part in path.encode().split(b"/") if part not in (b"", b"."))
-        self._wanted = {wanted}
-        if wanted and wanted[-1] == b"Dockerfile":
-            # BuildKit's frontend falls back to the lower-case name.
-            self._wanted.add((*wanted[:-1], b"dockerfile"))
-        self._ancestors = {wanted[:length] for length in range(1, len(wanted))}
-        self.is_present = False
-
-    def saw_file(self, parts: tuple[bytes, ...]) -> None:
-        if parts in self._wanted:
-            self.is_present = True
-
-    def saw_symlink(self, parts: tuple[bytes, ...]) -> None:
-        if parts in self._wanted or parts in self._ancestors:
-            self.is_present = True
 
 
 def _check_path(path: bytes, what: str) -> tuple[bytes, ...]:

@@ -15,9 +15,20 @@ from trio.testing import MockClock
 
 from agent import wire
 from supervisor.actors import build as build_module
+from supervisor.actors.hostports import GuestPort
 from supervisor.actors.phases import PhaseClock
+from supervisor.egress.policy import Decision
+from supervisor.egress.proxy import OnDecision
 from supervisor.errors import NotFound, ResourceExhausted
-from supervisor.model.build import BuildRequest, Phase, Reason, SecretRef, Status
+from supervisor.model.build import (
+    BuildRequest,
+    NetworkMode,
+    Phase,
+    Policy,
+    Reason,
+    SecretRef,
+    Status,
+)
 from supervisor.model.ids import BuildId
 from supervisor.store import builds
 from supervisor.store.database import Database
@@ -221,6 +232,81 @@ async def test_an_image_of_another_build_is_not_believed(
         assert build.error_code is Reason.PUSH_FAILED
 
 
+async def test_an_image_of_a_build_that_fails_is_not_kept(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    registry = FakeRegistry()
+    fake = hypervisor(agents.push_and_fail)
+    async with open_world(data_dir, hypervisor=fake, registry=registry) as world:
+        build = await world.wait_end(await world.submit())
+        assert build.error_code is Reason.BUILD_FAILED
+        assert registry.images == set()
+
+
+async def test_a_registry_that_never_answers_does_not_hold_a_failure_up(
+    data_dir: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = FakeRegistry()
+
+    async def hang(repository: str) -> bool:
+        return await trio.sleep_forever()
+
+    monkeypatch.setattr(registry, "delete_repository", hang)
+    fake = hypervisor(agents.fail_step)
+    async with open_world(data_dir, hypervisor=fake, registry=registry) as world:
+        build = await world.wait_end(await world.submit())
+        assert build.error_code is Reason.BUILD_FAILED
+        assert build.attempt == 1
+
+
+@pytest.mark.parametrize("reported", ["", "sha256:" + "0" * 64, "x" * 5000])
+async def test_an_image_on_another_base_is_not_believed_whatever_the_guest_says_of_it(
+    data_dir: Path, reported: str, autojump_clock: MockClock
+) -> None:
+    registry = FakeRegistry()
+    fake = hypervisor(partial(agents.succeed_on, base=reported))
+    request = BuildRequest(POLICY, base_image_digest=DIGEST)
+    async with open_world(data_dir, hypervisor=fake, registry=registry) as world:
+        build = await world.wait_end(await world.submit(request=request))
+        assert build.error_code is Reason.BASE_IMAGE_MISMATCH
+        assert DIGEST in (build.error or "")
+        assert len(build.error or "") < 300
+        assert registry.images == set()
+
+
+async def test_an_image_on_the_base_that_was_asked_for_is_ready(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(partial(agents.succeed_on, base=DIGEST))
+    request = BuildRequest(POLICY, base_image_digest=DIGEST)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        build = await world.wait_end(await world.submit(request=request))
+        assert build.status is Status.READY
+        assert build.provenance is not None
+        assert build.provenance.base_image_digest == DIGEST
+
+
+async def test_followers_are_told_what_became_of_requests_to_the_network(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async def serve_egress(port: GuestPort, policy: Policy, on_decision: OnDecision) -> None:
+        await on_decision(Decision(True, "example.org", 443, "", 10, 20))
+        await on_decision(Decision(False, "example.net", 80, "it is not in allowed_domains"))
+        await trio.sleep_forever()
+
+    request = BuildRequest(replace(POLICY, network_mode=NetworkMode.EGRESS))
+    async with open_world(data_dir, serve_egress=serve_egress) as world:
+        build_id = await world.submit(request=request)
+        events = await world.events(build_id)
+        told = [event["egress"] for event in events if event["type"] == "egress"]
+        assert [(each["host"], each["allowed"]) for each in told] == [
+            ("example.org", True),
+            ("example.net", False),
+        ]
+        assert "[egress] denied example.net:80: it is not in allowed_domains" in contents(events)
+        await world.wait_end(build_id)
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [
@@ -228,7 +314,9 @@ async def test_an_image_of_another_build_is_not_believed(
         (agents.speak_another_protocol, "rebuild the builder image"),
         (agents.send_garbage, "broke the protocol"),
         (agents.send_an_oversize_frame, "over the limit"),
+        (agents.nest_deeply, "deeper"),
         (agents.cut_a_frame, "powered off"),
+        (agents.hold_connections_half_open, "said nothing for 20 s"),
         (agents.fall_silent, "said nothing for 20 s"),
         (agents.go_back_in_numbers, "after"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,19 @@ from supervisor.actors import queue as queue_module
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.schedule import Capacity
 from supervisor.errors import Conflict, HostError, NotFound, NotReady, QueueFull, ResourceExhausted
-from supervisor.model.build import Build, Reason, Status
-from supervisor.model.lifecycle import MAX_ATTEMPTS
+from supervisor.model.build import Build, BuildRequest, Reason, Status
+from supervisor.model.ids import Tenant
+from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone, Mailbox
 from supervisor.store import builds
 from supervisor.store.database import Database, open_database
-from supervisor.store.idempotency import insert_build_once
+from supervisor.store.idempotency import IdempotencyKey, insert_build
 from tests.actors.world import World, open_world, statuses
 from tests.fakes.agent import Working, agent, fail_step, succeed
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.kit import cancel_at_every_checkpoint
-from tests.samples import SOURCE_BYTES, a_build, build_id
+from tests.samples import POLICY, SOURCE_BYTES, a_build, build_id
 
 pytestmark = pytest.mark.usefixtures("inline_threads")
 
@@ -139,7 +141,7 @@ async def test_a_full_queue_says_when_to_come_back(
         await world.wait_status(first, Status.BUILDING)
         waiting = [await world.submit() for _ in range(2)]
         with pytest.raises(QueueFull, match="2 builds are waiting") as caught:
-            await world.builds.check_room()
+            await world.builds.check_room(Tenant("acme"))
         assert caught.value.retry_after_seconds > 0
         with pytest.raises(QueueFull):
             await world.submit()
@@ -187,6 +189,74 @@ async def test_a_wish_to_cancel_is_durable_before_it_is_accepted(
         assert (await world.builds.get(ours)).cancel_requested
 
 
+async def test_whoever_is_told_that_a_build_will_be_cancelled_is_told_the_truth(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    """Sweep a build's life: at each step somebody cancels it. No answer is ever wrong."""
+    request = BuildRequest(POLICY, image_name="app:1")
+    accepted: dict[bool, int] = {True: 0, False: 0}
+    async with open_world(data_dir) as world:
+        for steps in itertools.count():
+            world.registry.names.clear()
+            ours = await world.submit(request=request)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            was_ready = (await world.builds.get(ours)).status is Status.READY
+            try:
+                await world.builds.cancel(ours)
+            except Conflict:
+                is_accepted = False
+            else:
+                is_accepted = True
+            build = await world.wait_end(ours)
+            assert build.status is (Status.CANCELLED if is_accepted else Status.READY)
+            assert bool(world.registry.names) is not is_accepted
+            accepted[is_accepted] += 1
+            if was_ready:
+                break
+    assert accepted[True] > 50
+    assert accepted[False] > 3
+
+
+async def test_a_cancellation_of_what_the_daemon_has_just_put_back_is_kept(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir, hypervisor=stuck()) as world:
+        ours = await world.submit()
+        await world.wait_status(ours, Status.BUILDING)
+        await world.queue.drain()
+        world.runner.interrupt()
+        await world.builds.cancel(ours)
+        assert (await world.wait_end(ours)).status is Status.CANCELLED
+
+
+# -- idempotency -------------------------------------------------------------------------------
+
+
+async def test_a_repeated_request_is_answered_however_full_the_queue_is(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    acme = Tenant("acme")
+    async with open_world(
+        data_dir, hypervisor=stuck(), max_concurrent_source_builds=1, max_queued_builds=1
+    ) as world:
+        running = await world.submit(key=IdempotencyKey("k1", "h1"))
+        await world.wait_status(running, Status.BUILDING)
+        await world.submit()
+        await world.builds.check_room(acme, "k1")
+        assert await world.submit(key=IdempotencyKey("k1", "h1")) == running
+        with pytest.raises(Conflict, match=running):
+            await world.submit(key=IdempotencyKey("k1", "h2"))
+        for tenant, key in (("acme", "k2"), ("rival", "k1")):
+            with pytest.raises(QueueFull):
+                await world.builds.check_room(Tenant(tenant), key)
+            with pytest.raises(QueueFull):
+                await world.submit(tenant, key=IdempotencyKey(key, "h1"))
+        await world.queue.drain()
+        assert await world.submit(key=IdempotencyKey("k1", "h1")) == running
+        assert world.queue.length == 1
+
+
 # -- starting is recovering --------------------------------------------------------------------
 
 
@@ -210,7 +280,9 @@ async def test_a_build_whose_machine_died_with_the_daemon_gets_another_attempt(
 async def test_a_build_that_took_the_daemon_down_too_often_is_given_up(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
-    await left_behind(data_dir, a_build(status=Status.BUILDING, attempt=MAX_ATTEMPTS))
+    await left_behind(
+        data_dir, a_build(status=Status.BUILDING, lost_attempts=MAX_LOST_ATTEMPTS - 1)
+    )
     async with open_world(data_dir) as world:
         build = await world.builds.get(build_id(1))
         assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
@@ -222,7 +294,7 @@ async def test_each_death_of_the_daemon_costs_an_attempt_and_the_last_the_build(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
     ours = None
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    for attempt in range(1, MAX_LOST_ATTEMPTS + 1):
         working = Working()
         async with open_world(data_dir, hypervisor=FakeHypervisor(agent(working))) as world:
             ours = ours or await world.submit()
@@ -232,7 +304,7 @@ async def test_each_death_of_the_daemon_costs_an_attempt_and_the_last_the_build(
     async with open_world(data_dir) as world:
         assert (await world.builds.get(ours)).error_code is Reason.BUILDER_LOST
         seen = statuses(await world.events(ours))
-        assert seen == ["queued", "building"] * MAX_ATTEMPTS + ["failed"]
+        assert seen == ["queued", "building"] * MAX_LOST_ATTEMPTS + ["failed"]
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.BUILDING, Status.PUSHING])
@@ -244,6 +316,23 @@ async def test_a_wish_to_cancel_survives_the_daemon(
         build = await world.builds.get(build_id(1))
         assert (build.status, build.error_code) == (Status.CANCELLED, Reason.CANCELLED)
         assert not world.hypervisor.booted
+
+
+async def test_planned_stops_lose_nothing_however_many(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    ours = None
+    for attempt in range(1, MAX_LOST_ATTEMPTS + 3):
+        async with open_world(data_dir, hypervisor=stuck()) as world:
+            ours = ours or await world.submit()
+            await world.wait_output(ours, "working")
+            assert (await world.builds.get(ours)).attempt == attempt
+            await world.queue.drain()
+            await world.runner.drain(0)
+    assert ours is not None
+    async with open_world(data_dir) as world:
+        build = await world.wait_end(ours)
+        assert (build.status, build.lost_attempts) == (Status.READY, 0)
 
 
 async def test_waiting_builds_keep_their_order_over_a_restart(
@@ -370,7 +459,7 @@ async def test_a_submission_that_the_disk_refuses_is_answered_so_and_not_recorde
 ) -> None:
     async with open_world(data_dir) as world:
         with monkeypatch.context() as full:
-            full.setattr(Database, "run_sync", refusing(insert_build_once))
+            full.setattr(Database, "run_sync", refusing(insert_build))
             with pytest.raises(ResourceExhausted, match="full"):
                 await world.submit()
         assert await world.builds.list(builds.BuildFilter(limit=10)) == []
@@ -429,7 +518,7 @@ async def test_a_queue_that_drains_takes_nothing_in_and_starts_nothing(
         await world.queue.drain()
         assert world.builds.readiness() == "the daemon is stopping"
         with pytest.raises(NotReady):
-            await world.builds.check_room()
+            await world.builds.check_room(Tenant("acme"))
         with pytest.raises(NotReady):
             await world.submit()
         working.may_finish.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from trio.testing import MockClock
 
 from supervisor.actors import build as build_module
 from supervisor.model.build import Reason, Status
-from supervisor.model.lifecycle import MAX_ATTEMPTS
+from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
 from supervisor.runtime.logs import log
 from tests.actors.world import open_world, statuses
 from tests.fakes.agent import Working, agent, succeed
@@ -61,8 +62,8 @@ async def test_an_actor_that_always_crashes_loses_the_build_and_nothing_else(
         for each in (ours, other):
             build = await world.wait_end(each)
             assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
-            assert build.attempt == MAX_ATTEMPTS
-        assert errors == ["build.actor_crashed"] * 2 * MAX_ATTEMPTS
+            assert build.attempt == MAX_LOST_ATTEMPTS
+        assert errors == ["build.actor_crashed"] * 2 * MAX_LOST_ATTEMPTS
         assert not world.runner.running
 
 
@@ -168,3 +169,23 @@ async def test_the_death_of_the_daemon_leaves_no_machine_and_a_build_that_goes_o
         build = await world.wait_end(ours)
         assert (build.status, build.attempt) == (Status.READY, 2)
         assert statuses(await world.events(ours)).count("building") == 2
+
+
+async def test_an_end_that_a_crash_kept_from_being_told_is_told_at_the_next_start(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        ours = await world.submit()
+        told = await world.wait_end(ours)
+        directory = world.ledger.directory(ours)
+    events = directory / "logs" / "events.jsonl"
+    lines = events.read_bytes().splitlines(keepends=True)
+    events.write_bytes(b"".join(lines[:-1]))
+    (directory / "metadata.json").write_text('{"status": "pushing"}')
+    (directory / ".metadata.json.tmp").write_text('{"sta')
+    async with open_world(data_dir):
+        pass
+    assert told.status is Status.READY
+    assert events.read_bytes().splitlines(keepends=True) == lines
+    assert json.loads((directory / "metadata.json").read_text())["status"] == "ready"
+    assert not (directory / ".metadata.json.tmp").exists()

@@ -18,9 +18,12 @@ import trio
 
 from supervisor.actors import queue
 from supervisor.actors.build import BuildDeps
-from supervisor.actors.builds import BuildService, NewBuild
-from supervisor.actors.hostports import GuestPort
+from supervisor.actors.builds import BuildService, IdempotencyKey, NewBuild
+from supervisor.actors.contact import ContactTimes
+from supervisor.actors.hostports import GuestPort, ServeEgress
 from supervisor.actors.ledger import Ledger
+from supervisor.actors.pool import Pool, PoolActor, PoolDeps
+from supervisor.actors.pool_plan import PoolLimits
 from supervisor.actors.queue import QueueActor, QueueHandle, QueueLimits
 from supervisor.actors.runner import BuildRunner
 from supervisor.actors.schedule import Capacity
@@ -54,18 +57,24 @@ class World:
     hypervisor: FakeHypervisor
     registry: FakeRegistry
     deps: BuildDeps
+    pool: Pool
     mailbox: Mailbox[queue.Message]
     queue: QueueHandle
     runner: BuildRunner
     builds: BuildService
 
-    async def submit(self, tenant: str = "acme", request: BuildRequest | None = None) -> BuildId:
-        """Submit a build with a source."""
+    async def submit(
+        self,
+        tenant: str = "acme",
+        request: BuildRequest | None = None,
+        key: IdempotencyKey | None = None,
+    ) -> BuildId:
+        """Submit a build with a source; return its id, or that of the one that `key` has made."""
         build_id = self.builds.new_id()
         path = self.builds.upload_path(build_id)
         path.parent.mkdir(parents=True)
         path.write_bytes(SOURCE_BYTES)
-        new = NewBuild(build_id, Tenant(tenant), request or BuildRequest(POLICY), SOURCE)
+        new = NewBuild(build_id, Tenant(tenant), request or BuildRequest(POLICY), SOURCE, key)
         return (await self.builds.submit(new)).id
 
     async def events(self, build_id: BuildId, after: int = START) -> list[Event]:
@@ -133,12 +142,13 @@ async def open_world(
     hypervisor: FakeHypervisor | None = None,
     registry: FakeRegistry | None = None,
     wrap_ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
+    serve_egress: ServeEgress | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start the actors, as the root does."""
     hypervisor = hypervisor or FakeHypervisor(agent(succeed))
     registry = registry or FakeRegistry()
-    effective = load_settings(data_dir=directory, **settings)
+    effective = load_settings(data_dir=directory, **{"pool_size": 0, **settings})
     builds_dir = directory / "builds"
     builds_dir.mkdir(exist_ok=True)
     threads = Threads()
@@ -150,26 +160,56 @@ async def open_world(
     handle = QueueHandle(mailbox, limits)
     async with open_database(directory / "hypeman.db") as database:
         logs = BuildLogs(builds_dir, threads)
-        ledger = wrap_ledger(Ledger(database, logs, builds_dir, threads, CountingClock()))
-        deps = BuildDeps(
-            settings=effective,
-            ledger=ledger,
-            hypervisor=hypervisor,
-            registry=registry,
-            builder_image_digest="sha256:" + "cd" * 32,
-            mint_registry_token=registry.mint,
-            serve_registry=registry.serve,
-            serve_egress=serve_nothing,
-            dial=wait_connect,
+        ledger = wrap_ledger(
+            Ledger(database, logs, builds_dir, threads, CountingClock(), registry.delete_repository)
+        )
+        pool_limits = PoolLimits(
+            size=effective.pool_size,
+            capacity=effective.max_concurrent_source_builds,
+            machine_cpus=effective.build_cpus,
+            host_cpus=effective.build_cpus,
+            max_age_seconds=effective.pool_machine_max_age,
         )
         try:
-            async with trio.open_nursery() as builds_nursery:
+            async with (
+                trio.open_nursery() as machines_nursery,
+                trio.open_nursery() as builds_nursery,
+            ):
+                times = ContactTimes(effective.boot_timeout, effective.link_silence)
+                pool = Pool(
+                    machines_nursery,
+                    PoolDeps(
+                        hypervisor,
+                        wait_connect,
+                        times,
+                        pool_limits,
+                        effective.build_memory_mb,
+                        CountingClock(),
+                    ),
+                )
+                deps = BuildDeps(
+                    settings=effective,
+                    ledger=ledger,
+                    machines=pool,
+                    registry=registry,
+                    builder_image_digest="sha256:" + "cd" * 32,
+                    mint_registry_token=registry.mint,
+                    serve_registry=registry.serve,
+                    serve_egress=serve_egress or serve_nothing,
+                    dial=wait_connect,
+                )
                 runner = BuildRunner(builds_nursery, deps)
+
+                async def run_pool(*, task_status: trio.TaskStatus[None]) -> None:
+                    await PoolActor(pool, pool_limits).run(task_status=task_status)
 
                 async def run_queue(*, task_status: trio.TaskStatus[None]) -> None:
                     actor = QueueActor(mailbox, handle, ledger, runner, limits)
                     await actor.run(task_status=task_status)
 
+                await machines_nursery.start(
+                    partial(supervise, "pool", run_pool, policy=RestartPolicy())
+                )
                 await builds_nursery.start(
                     partial(supervise, "queue", run_queue, policy=RestartPolicy())
                 )
@@ -180,12 +220,13 @@ async def open_world(
                     hypervisor=hypervisor,
                     registry=registry,
                     deps=deps,
+                    pool=pool,
                     mailbox=mailbox,
                     queue=handle,
                     runner=runner,
                     builds=BuildService(ledger, handle, runner, IdSource(), lambda: None),
                 )
-                builds_nursery.cancel_scope.cancel(reason="the daemon dies")
+                machines_nursery.cancel_scope.cancel(reason="the daemon dies")
         finally:
             mailbox.close()
         assert logs.open_count == 0

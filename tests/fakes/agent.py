@@ -46,18 +46,17 @@ class Talk:
         return self.heard.pop(0)
 
     async def hear_only(self, kind: type[wire.Message]) -> wire.Message:
-        """Return the next message that is no heartbeat; it must be of this kind."""
-        while isinstance(message := await self.hear(), wire.Heartbeat):
-            pass
+        """Return the next message of this kind; before it, heartbeats and `get_status` may come."""
+        while isinstance(message := await self.hear(), wire.Heartbeat | wire.GetStatus):
+            if isinstance(message, wire.GetStatus):
+                await self.phase("idle")
         assert isinstance(message, kind), message
         return message
 
     async def greet(self) -> None:
         """Say hello, and take the configuration up to `host_ready`."""
         await self.say(wire.Hello(protocol=wire.PROTOCOL_VERSION, agent="fake", buildkit="v0.32"))
-        config = await self.hear_only(wire.Config)
-        assert isinstance(config, wire.Config)
-        self.config = config
+        self.config = await self._wait_config()
         await self.hear_only(wire.HostReady)
 
     async def phase(self, name: str) -> None:
@@ -84,7 +83,10 @@ class Talk:
         async with await self.guest.connect(wire.SOURCE_PORT) as stream:
             received = bytearray()
             while True:
-                received += await stream.receive_some()
+                data = await stream.receive_some()
+                if not data:
+                    raise trio.BrokenResourceError("the host does not send the source")
+                received += data
                 length = int.from_bytes(received[:4], "big")
                 end = 4 + length + self.config.source_size
                 if len(received) >= end:
@@ -99,6 +101,24 @@ class Talk:
             asked = f"PUSH {self.config.registry_token} {self.config.repository} {digest}\n"
             await stream.send_all(asked.encode())
             assert await stream.receive_some() == b"OK\n"
+
+    async def _wait_config(self) -> wire.Config:
+        """Be an idle agent, perhaps for long, until there is a build to do."""
+        next_beat = trio.current_time() + wire.HEARTBEAT_SECONDS
+        while True:
+            message = None
+            with trio.move_on_at(next_beat):
+                message = await self.hear()
+            match message:
+                case None:
+                    await self.say(wire.Heartbeat(AGENT_TIME))
+                    next_beat += wire.HEARTBEAT_SECONDS
+                case wire.GetStatus():
+                    await self.say(wire.Status(self._next(), AGENT_TIME, "idle"))
+                case wire.Config():
+                    return message
+                case _:
+                    assert isinstance(message, wire.Heartbeat), message
 
     def _next(self) -> int:
         self._seq += 1
@@ -145,6 +165,21 @@ async def fail_step(
     await talk.step("[1/1] RUN make")
     await talk.log(b"make: *** no rule\n")
     await talk.result(ok=False, code=code, error=message)
+
+
+async def push_and_fail(talk: Talk) -> None:
+    """Push an image, and report a failure."""
+    await talk.greet()
+    await talk.push()
+    await talk.result(ok=False, code="build_failed", error="the cache could not be written")
+
+
+async def succeed_on(talk: Talk, base: str) -> None:
+    """Push an image that is built on `base`, as far as the guest says."""
+    await talk.greet()
+    await talk.push()
+    await talk.say(wire.BuildResult(1, True, DIGEST, base_image_digest=base))
+    await talk.hear()
 
 
 class Working:
@@ -206,6 +241,23 @@ async def cut_a_frame(talk: Talk) -> None:
     """Send half a frame, and power off."""
     await talk.greet()
     await talk.stream.send_all(wire.encode(wire.Heartbeat(1.0))[:7])
+
+
+async def nest_deeply(talk: Talk) -> None:
+    """Send a frame of a hundred thousand lists, each inside the one before."""
+    await talk.greet()
+    body = b"\xa1\x61x" + b"\x81" * 100_000 + b"\x00"
+    await talk.stream.send_all(len(body).to_bytes(4, "big") + body)
+    await talk.hear()
+
+
+async def hold_connections_half_open(talk: Talk) -> None:
+    """Connect to the host's ports, say half a word to each of them, and wait."""
+    await talk.greet()
+    for port in (wire.SOURCE_PORT, wire.REGISTRY_PORT):
+        await talk.guest.connect(port)
+    await talk.stream.send_all(wire.encode(wire.Heartbeat(1.0))[:7])
+    await trio.sleep_forever()
 
 
 async def fall_silent(talk: Talk) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from supervisor.actors.builds import BuildFilter, NewBuild
-from supervisor.errors import Conflict, NotFound, NotReady, QueueFull
+from supervisor.errors import Conflict, InvalidRequest, NotFound, NotReady, QueueFull
 from supervisor.model.build import Build, Status, Step
 from supervisor.model.events import EventBatch, EventId, is_final_status, log_event, status_event
 from supervisor.model.ids import BuildId, IdSource, Tenant
@@ -54,7 +54,9 @@ class FakeBuilds:
     def log_path(self, build_id: BuildId) -> Path:
         return self.directory / build_id / "logs" / "build.log"
 
-    async def check_room(self) -> None:
+    async def check_room(self, tenant: Tenant, key: str | None = None) -> None:
+        if (tenant, key) in self._keys:
+            return
         if self.why_not_ready is not None:
             raise NotReady(self.why_not_ready)
         if self.room is not None and self._waiting() >= self.room:
@@ -65,7 +67,7 @@ class FakeBuilds:
         await self.go_on_submitting.wait()
         if self.submit_error is not None:
             raise self.submit_error
-        await self.check_room()
+        await self.check_room(new.tenant, None if new.key is None else new.key.key)
         if new.key is not None:
             first, request_hash = self._keys.setdefault(
                 (new.tenant, new.key.key), (new.id, new.key.request_hash)
@@ -120,6 +122,11 @@ class FakeBuilds:
     async def steps(self, build_id: BuildId) -> Sequence[Step]:
         await self.get(build_id)
         return self.steps_of.get(build_id, ())
+
+    async def check_place(self, build_id: BuildId, after: EventId) -> None:
+        await trio.lowlevel.checkpoint()
+        if after > len(self._events[build_id]):
+            raise InvalidRequest(f"build {build_id} has no event {after}")
 
     @asynccontextmanager
     async def open_events(

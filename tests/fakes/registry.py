@@ -39,6 +39,13 @@ class FakeRegistry:
             raise HostError(f"an image cannot be named {repository}:{reference}")
         self.names[f"{repository}:{reference}"] = digest
 
+    async def delete_repository(self, repository: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        left = {image for image in self.images if image[0] != repository}
+        is_there = left != self.images
+        self.images = left
+        return is_there
+
     async def serve(self, listener: GuestPort) -> None:
         """Serve one machine until cancelled."""
         while True:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.actors.transcript import Rendered, Transcript
+from supervisor.egress.policy import Decision
 from supervisor.guest.lines import Line
 from supervisor.guest.session import StepChanged
 from supervisor.model.build import Step
@@ -112,3 +113,42 @@ def test_nothing_is_stored_past_the_limit_but_the_word_that_says_so(
     else:
         assert len(stored) == len(all_)
         assert size < limit
+
+
+def test_an_allowed_request_is_an_event_and_no_line() -> None:
+    said = transcript().egress(Decision(True, "example.org", 443, "", 12, 3456), NOW)
+    assert said.text == b""
+    [event] = map(json.loads, said.events)
+    assert event["type"] == "egress"
+    assert event["egress"] == {
+        "allowed": True,
+        "host": "example.org",
+        "port": 443,
+        "bytes_sent": 12,
+        "bytes_received": 3456,
+    }
+
+
+def test_a_denied_request_is_an_event_and_a_line_of_its_own() -> None:
+    script = transcript()
+    script.lines([piece("a", "begun")], NOW)
+    said = script.egress(Decision(False, "example.net", 80, "it is a private address"), NOW)
+    line_said = "[egress] denied example.net:80: it is a private address"
+    assert said.text == f"{line_said}\n".encode()
+    event, shown = map(json.loads, said.events)
+    assert event["egress"]["allowed"] is False
+    assert event["egress"]["reason"] == "it is a private address"
+    assert (shown["type"], shown["content"]) == ("log", line_said)
+
+
+def test_an_allowed_request_that_came_to_nothing_is_a_line_too() -> None:
+    said = transcript().egress(Decision(True, "example.org", 80, "it did not answer"), NOW)
+    assert said.text == b"[egress] failed example.org:80: it did not answer\n"
+
+
+def test_requests_end_at_the_limit_like_any_output() -> None:
+    script = transcript(max_bytes=2000)
+    denied = Decision(False, "x" * 250, 0, "it is not in allowed_domains")
+    said = [script.egress(denied, NOW) for _ in range(100)]
+    assert sum(len(r.text) + sum(map(len, r.events)) for r in said) < 3000
+    assert sum(b"cut here" in r.text for r in said) == 1

@@ -21,6 +21,7 @@ from supervisor.source import gunzip as gunzip_module
 from supervisor.source.check import check_source, check_source_sync
 from supervisor.source.gunzip import INPUT_BYTES, OUTPUT_BYTES, gunzip
 from supervisor.source.tar import ArchiveFacts, ArchiveLimits
+from supervisor.source.tree import Dockerfile
 
 LIMITS = ArchiveLimits(max_entries=1000, max_unpacked_bytes=1 << 30)
 
@@ -127,7 +128,7 @@ async def test_the_check_tells_what_a_source_holds(tmp_path: Path) -> None:
     file = tmp_path / "source.tar.gz"
     file.write_bytes(tar_gz(Dockerfile=b"FROM scratch", other=b"12345"))
     facts = await check_source(file, LIMITS, "Dockerfile", Threads())
-    assert facts == ArchiveFacts(2, 17, has_dockerfile=True)
+    assert facts == ArchiveFacts(2, 17, Dockerfile.PRESENT)
 
 
 async def test_a_cancelled_check_stops_reading(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from supervisor.errors import InvalidSource, PayloadTooLarge, UserError
 from supervisor.source.tar import ArchiveFacts, ArchiveLimits, TarReader
+from supervisor.source.tree import Dockerfile
 
 LIMITS = ArchiveLimits(max_entries=1000, max_unpacked_bytes=1 << 30)
 
@@ -19,7 +20,7 @@ LIMITS = ArchiveLimits(max_entries=1000, max_unpacked_bytes=1 << 30)
 def read(
     data: bytes, limits: ArchiveLimits = LIMITS, dockerfile: str = "Dockerfile"
 ) -> ArchiveFacts:
-    reader = TarReader(limits, dockerfile)
+    reader = TarReader(limits, dockerfile, len(data))
     reader.feed(data)
     return reader.finish()
 
@@ -83,10 +84,10 @@ def test_every_format_is_read_in_pieces_of_any_size(format: int, piece: int) -> 
         entry("hard", type=tarfile.LNKTYPE, linkname="Dockerfile"),
         format=format,
     )
-    reader = TarReader(LIMITS, "Dockerfile")
+    reader = TarReader(LIMITS, "Dockerfile", len(data))
     for at in range(0, len(data), piece):
         reader.feed(data[at : at + piece])
-    assert reader.finish() == ArchiveFacts(5, 1513, has_dockerfile=True)
+    assert reader.finish() == ArchiveFacts(5, 1513, Dockerfile.PRESENT)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +110,89 @@ def test_the_dockerfile_is_found_by_its_normalised_path(
     assert read(archive((entry(name), b"FROM scratch")), dockerfile=wanted).has_dockerfile is found
 
 
-def test_a_directory_is_no_dockerfile() -> None:
-    assert not read(archive(entry("Dockerfile", type=tarfile.DIRTYPE))).has_dockerfile
+FILE = (entry("real"), b"FROM scratch")
 
 
-def test_a_dockerfile_behind_a_symlinked_directory_is_left_to_buildkit() -> None:
-    link = entry("docker", type=tarfile.SYMTYPE, linkname="build/docker")
-    assert read(archive(link), dockerfile="docker/Dockerfile").has_dockerfile
+def link(name: str, to: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    return entry(name, type=kind, linkname=to)
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted", "found"),
+    [
+        ([entry("Dockerfile", type=tarfile.DIRTYPE)], "Dockerfile", Dockerfile.DIRECTORY),
+        ([entry("Dockerfile/file")], "Dockerfile", Dockerfile.ABSENT),
+        ([entry("Dockerfile")], "Dockerfile", Dockerfile.EMPTY),
+        ([link("Dockerfile", "real"), FILE], "Dockerfile", Dockerfile.PRESENT),
+        ([link("Dockerfile", "/real"), FILE], "Dockerfile", Dockerfile.PRESENT),
+        ([link("Dockerfile", "../../real"), FILE], "Dockerfile", Dockerfile.PRESENT),
+        ([link("Dockerfile", "./a/../real"), FILE], "Dockerfile", Dockerfile.PRESENT),
+        ([link("Dockerfile", "absent"), FILE], "Dockerfile", Dockerfile.DANGLING),
+        ([link("Dockerfile", "/etc/passwd"), FILE], "Dockerfile", Dockerfile.DANGLING),
+        ([link("Dockerfile", "d"), entry("d", type=tarfile.DIRTYPE)], "Dockerfile",
+         Dockerfile.DANGLING),
+        ([link("Dockerfile", "second"), link("second", "absent")], "Dockerfile",
+         Dockerfile.PRESENT),  # BuildKit's to follow
+        ([link("docker", "build"), (entry("build/Dockerfile"), b"x")], "docker/Dockerfile",
+         Dockerfile.PRESENT),
+        ([link("docker", "build"), FILE], "docker/Dockerfile", Dockerfile.DANGLING),
+        ([FILE, link("Dockerfile", "real", tarfile.LNKTYPE)], "Dockerfile", Dockerfile.PRESENT),
+        ([entry("dockerfile"), (entry("Dockerfile"), b"x")], "Dockerfile", Dockerfile.PRESENT),
+        ([(entry("Dockerfile"), b"x"), entry("Dockerfile")], "Dockerfile", Dockerfile.EMPTY),
+        ([link("Dockerfile", "absent"), (entry("Dockerfile"), b"x")], "Dockerfile",
+         Dockerfile.PRESENT),
+        ([], "Dockerfile", Dockerfile.ABSENT),
+    ],
+)  # fmt: skip
+def test_what_lies_where_the_dockerfile_should_be_is_told(
+    members: list[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]], wanted: str, found: Dockerfile
+) -> None:
+    assert read(archive(*members, entry("other")), dockerfile=wanted).dockerfile is found
+
+
+def test_a_name_that_linux_does_not_take_is_refused() -> None:
+    read(archive(entry("d" * 255 + "/" + "f" * 255)))
+    with pytest.raises(InvalidSource, match="more than 255 bytes"):
+        read(archive(entry("d/" + "é" * 128)))
+    with pytest.raises(InvalidSource, match="256 deep"):
+        read(archive(entry("/".join("d" * 257))))
+
+
+@pytest.mark.parametrize("below", ["a/b", "a/b/c", "./a//b"])
+def test_an_entry_below_a_regular_file_is_refused(below: str) -> None:
+    with pytest.raises(InvalidSource, match="below a regular file"):
+        read(archive(entry("a"), entry("other"), entry(below)))
+
+
+def test_an_entry_below_what_was_a_regular_file_is_legal() -> None:
+    directory = entry("a", type=tarfile.DIRTYPE)
+    assert read(archive(entry("a"), directory, entry("a/b"))).entries == 3
+    assert read(archive(entry("ab"), entry("a"), entry("abc/a"))).entries == 3
+
+
+@pytest.mark.parametrize("target", ["absent", "later", "d"])
+def test_a_hard_link_to_what_is_no_file_before_it_is_refused(target: str) -> None:
+    directory = entry("d", type=tarfile.DIRTYPE)
+    with pytest.raises(InvalidSource, match="no file before it"):
+        read(archive(directory, link("hard", target, tarfile.LNKTYPE), entry("later")))
+
+
+@pytest.mark.parametrize("target", ["", "x" * 4096])
+def test_a_symbolic_link_that_cannot_be_made_is_refused(target: str) -> None:
+    with pytest.raises(InvalidSource, match="has a target of"):
+        read(archive(link("soft", target)))
+
+
+def test_a_source_that_unpacks_to_far_more_than_was_uploaded_is_refused_at_its_header() -> None:
+    small = ArchiveLimits(max_entries=10, max_unpacked_bytes=10 << 30, max_ratio=100)
+    bomb = raw_header(b"zeros", b"%011o" % (1 << 30))
+    for upload_bytes, is_legal in ((8 << 20, True), (7 << 20, False)):
+        reader = TarReader(small, "Dockerfile", upload_bytes)
+        if is_legal:
+            reader.feed(bomb)
+            continue
+        with pytest.raises(PayloadTooLarge, match=r"100 times.*--sparse"):
+            reader.feed(bomb)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "a/..", "/etc/passwd", "//x"])
@@ -129,7 +206,7 @@ def test_a_hard_link_must_point_inside() -> None:
         read(archive(entry("h", type=tarfile.LNKTYPE, linkname="../../etc/shadow")))
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "../../..", "", "x" * 3000])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../..", "absent", "x" * 4095])
 def test_symlinks_may_point_anywhere(target: str) -> None:
     assert read(archive(entry("s", type=tarfile.SYMTYPE, linkname=target))).entries == 1
 
@@ -145,7 +222,7 @@ def test_devices_and_unknown_types_are_refused(kind: bytes) -> None:
 def test_names_that_are_not_utf8_and_duplicates_are_legal() -> None:
     name = b"caf\xe9/\xff".decode("utf-8", "surrogateescape")
     data = archive((entry(name), b"1"), (entry(name), b"2"), format=tarfile.GNU_FORMAT)
-    assert read(data) == ArchiveFacts(2, 2, has_dockerfile=False)
+    assert read(data) == ArchiveFacts(2, 2, Dockerfile.ABSENT)
 
 
 def test_the_sum_of_sizes_is_limited_by_the_headers_alone() -> None:
@@ -194,7 +271,7 @@ def test_a_sparse_file_with_a_continued_map_is_skipped_rightly() -> None:
         + b"x" * 512
         + raw_header(b"Dockerfile", b"0")
     )
-    assert read(data) == ArchiveFacts(2, 0o4000, has_dockerfile=True)
+    assert read(data) == ArchiveFacts(2, 0o4000, Dockerfile.EMPTY)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +315,7 @@ def test_extended_headers_without_end_are_limited() -> None:
 def test_what_follows_the_end_marker_is_ignored_but_limited() -> None:
     data = archive(entry("a")) + b"garbage"
     assert read(data).entries == 1
-    reader = TarReader(ArchiveLimits(1, 1), "Dockerfile")
+    reader = TarReader(ArchiveLimits(1, 1), "Dockerfile", len(data))
     reader.feed(data)
     reader.feed(bytes(15 << 20))
     with pytest.raises(PayloadTooLarge):
