@@ -40,9 +40,9 @@ setup:
     @echo "== images" >&2
     @python -m images.build
 
-# What the host has, what it lacks, and where that would come from
+# What the host has, what it lacks and where that would come from, and whether a machine boots
 doctor:
-    @python -m images.host
+    @python -m images.host --boot
 
 # Make one image (builder, busybox, debian) and check it: the builder by booting it
 image NAME:
@@ -53,10 +53,35 @@ image NAME:
 check:
     @pytest -n 2 --dist loadgroup tests/lint tests/unit tests/actors
 
+# Run the conformance suite of the OCI distribution specification, which docs/registry.md says how to get
+conformance BINARY:
+    @python -m tests.registry.conformance {{ quote(BINARY) }}
+
 # Everything, on real machines; what continuous integration runs
 test *ARGS: setup
     @echo "== tests: lint, types, unit, actors, contract, API, end to end" >&2
     @pytest -n 2 --dist loadgroup {{ ARGS }}
+
+# The benchmarks, all or those named (registry, followers, …): a table, and JSON in build/bench
+bench *NAMES: setup
+    @python -m benchmarks {{ NAMES }}
+
+# Install the daemon, its units and its images below $DESTDIR$PREFIX (/usr); docs/operations.md
+install: setup
+    @systemd/install.sh
+
+# Remove what `install` has put there; what the daemon has stored, and its settings, stay
+uninstall:
+    @systemd/install.sh remove
+
+# Kill daemons on fake machines: --kills N --seed S; then let the host refuse things
+chaos *ARGS:
+    @python -m tests.chaos.sweep {{ ARGS }}
+    @python -m tests.chaos.refusals
+
+# Many builds in one daemon on fake machines: --builds N; prints what has grown
+soak *ARGS:
+    @python -m tests.chaos.soak {{ ARGS }}
 
 # Format, and fix what can be fixed mechanically
 fix:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from supervisor import tokens
 from supervisor.errors import ConfigError
+from supervisor.model.upstream import Upstream, parse_upstream
 
 _SAID_BETTER = {"extra_forbidden": "there is no such setting"}
 
@@ -108,7 +109,18 @@ class Settings(BaseSettings):
     build_secrets_dir: Path | None = Field(
         None, description="Secrets of builds: <tenant>/<id>, or <id> shared."
     )
-    pool_size: int = Field(1, ge=0, description="Machines booted ahead of need.")
+    pool_size: int = Field(
+        1,
+        ge=0,
+        description="Machines booted ahead of need, in the default shape; with the builds that run,"
+        " never more than MAX_CONCURRENT_SOURCE_BUILDS.",
+    )
+    pool_machine_max_age: float = Field(
+        3600.0,
+        gt=0,
+        description="Seconds after which a machine that waits is replaced: no guest and no VMM gets"
+        " older, whatever they leak, and a boot an hour costs nothing.",
+    )
     hypervisor: HypervisorName = Field(
         HypervisorName.QEMU, description="The driver that boots machines."
     )
@@ -120,9 +132,37 @@ class Settings(BaseSettings):
         10 * GIB, ge=1, description="Largest sum of sizes in an archive, in bytes."
     )
     max_source_entries: int = Field(1_000_000, ge=1, description="Most entries in an archive.")
+    max_source_ratio: int = Field(
+        200,
+        ge=1,
+        description="How many times its own size an upload may unpack to, beyond 256 MiB: checking"
+        " a few MB of compressed zeros would take minutes.",
+    )
     mirrors: Annotated[tuple[str, ...], NoDecode] = Field(
         ("docker.io", "ghcr.io", "quay.io"),
-        description="Upstreams that the registry mirrors, comma-separated.",
+        description="Registries that the mirror may fetch from, comma-separated: a name as FROM"
+        " says it, or name=URL where another server stands for it (http:// only if written here).",
+    )
+    mirror_tag_ttl: float = Field(
+        300.0, ge=0, description="Seconds for which a mirrored tag is served without asking."
+    )
+    mirror_timeout: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds for connecting to an upstream, for its answer to begin, and for each"
+        " MiB of it: what is slower is given up.",
+    )
+    mirror_max_blob_bytes: int = Field(
+        10 * GIB, ge=MIB, description="Largest layer that the mirror fetches, in bytes."
+    )
+    mirror_retention_days: int = Field(
+        30,
+        ge=1,
+        description="Days for which mirrored content stays after its upstream confirmed it.",
+    )
+    mirror_credentials_file: Path | None = Field(
+        None,
+        description="Credentials for upstreams, in the form of docker's config.json (`auths`).",
     )
     build_retention_days: int = Field(30, ge=1, description="Finished builds are kept this long.")
     build_retention_count: int = Field(
@@ -135,9 +175,6 @@ class Settings(BaseSettings):
         None, description="OpenTelemetry collector; off if absent."
     )
 
-    scratch_bytes: int = Field(
-        32 * GIB, ge=GIB, description="Apparent size of a machine's scratch disk (sparse)."
-    )
     max_log_bytes: int = Field(
         1 * GIB, ge=MIB, description="Largest log of one build; the cut is said in the log."
     )
@@ -225,6 +262,14 @@ class Settings(BaseSettings):
     def _none_is_nowhere(cls, value: str) -> str:
         return "" if value == "none" else value
 
+    @field_validator("mirrors")
+    @classmethod
+    def _check_mirrors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [parse_upstream(item).name for item in value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice} is listed twice")
+        return value
+
     @model_validator(mode="after")
     def _check_defaults_fit(self) -> Settings:
         for name in ("build_timeout", "build_memory_mb", "build_cpus"):
@@ -236,6 +281,11 @@ class Settings(BaseSettings):
     def tenant_capacity(self) -> int:
         """How many builds of one tenant may run at once."""
         return self.max_concurrent_builds_per_tenant or self.max_concurrent_source_builds
+
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """The registries that are mirrored."""
+        return tuple(parse_upstream(item) for item in self.mirrors)
 
     @property
     def effective_images_dir(self) -> Path:
@@ -270,6 +320,43 @@ def load_settings(toml_file: Path | None = None, **overrides: Any) -> Settings:
             for error in exc.errors(include_input=False, include_url=False)
         ]
         raise ConfigError("the configuration cannot be used: " + "; ".join(problems)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveValue:
+    """A setting as it may be shown."""
+
+    name: str
+    """The environment variable."""
+    shown: str | int | float | bool | None
+    """None: not set. Lists are comma-separated, a secret is `(hidden)`."""
+    is_default: bool
+
+
+def effective_values(settings: Settings) -> list[EffectiveValue]:
+    """Return every setting, secrets hidden, in the order of their declaration."""
+    return [
+        EffectiveValue(
+            name.upper(),
+            _show(getattr(settings, name)),
+            is_default=getattr(settings, name) == field.default,
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _show(value: Any) -> str | int | float | bool | None:
+    match value:
+        case SecretStr():
+            return "(hidden)"
+        case tuple():
+            return ",".join(map(str, value))
+        case StrEnum():
+            return value.value
+        case None | bool() | int() | float():
+            return value
+        case _:
+            return str(value)
 
 
 def load_keys(settings: Settings) -> Keys | None:

@@ -16,6 +16,11 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+def name_of(pid: int) -> str:
+    """Return the name of a running program, as far as the kernel keeps it: 15 letters."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def is_reaped(pid: int) -> bool:
     """Say whether nothing at all is left of `pid`."""
     return not Path(f"/proc/{pid}").exists()
@@ -31,6 +36,23 @@ def find_processes(mark: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def inside(pid: int) -> int:
+    """Return the process that a sandbox's `pid` runs; `pid` itself if there is none in between."""
+    if Path(f"/proc/{pid}/comm").read_text() != "bwrap\n":
+        return pid
+    return inside(_child_of(pid))
+
+
+def _child_of(pid: int) -> int:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if path.read_text().rpartition(")")[2].split()[1] == str(pid):
+                return int(path.parent.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise AssertionError(f"{pid} has no child")
 
 
 def count_descriptors() -> int:

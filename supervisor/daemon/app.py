@@ -1,6 +1,6 @@
 """The composition root: everything the daemon is made of, in the order in which it needs itself.
 
-    signals ⊃ lock ⊃ store ⊃ hypervisor ⊃ actors (registry ⊃ builds ⊃ queue) ⊃ listeners
+    signals ⊃ lock ⊃ store ⊃ hypervisor ⊃ actors (registry ⊃ pool ⊃ builds ⊃ queue) ⊃ listeners
 
 Leaving the blocks is the shutdown order; there is no other shutdown sequence.
 """
@@ -16,6 +16,7 @@ from functools import partial
 import trio
 
 from supervisor.actors.registry import RegistryActor
+from supervisor.actors.registry_handle import DAY, CollectionPolicy
 from supervisor.actors.root import RootActor, RootDeps, System, tenant_of_build
 from supervisor.api.front import ASGIApp
 from supervisor.api.listeners import serve_api, serve_registry_to_guest
@@ -23,9 +24,12 @@ from supervisor.api.metrics import serve_metrics
 from supervisor.api.ports import ApiDeps
 from supervisor.config import Keys, Settings, load_keys
 from supervisor.daemon.lock import hold_lock, prepare_directories
+from supervisor.daemon.mirroring import mirror_config
 from supervisor.errors import ConfigError
 from supervisor.images.lookup import find_builder_image
+from supervisor.model.host import HostFacts
 from supervisor.registry.app import Registry
+from supervisor.runtime.activation import PassedSockets, take_sockets
 from supervisor.runtime.clock import wall_clock
 from supervisor.runtime.logs import log
 from supervisor.runtime.metrics import Metrics
@@ -44,14 +48,16 @@ async def run_daemon(settings: Settings) -> None:
     Raises ConfigError if it cannot start as configured, alone or in an exception group.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        keys = _require_keys(settings)
+        passed = take_sockets()
+        keys = _require_keys(settings, passed)
         prepare_directories(settings)
         with (
             hold_lock(settings.data_dir, "DATA_DIR"),
             hold_lock(settings.runtime_dir, "RUNTIME_DIR"),
         ):
             async with trio.open_nursery() as nursery:
-                daemon = _Daemon(settings, keys)
+                daemon = _Daemon(settings, keys, passed)
+                nursery.start_soon(keep_watchdog_fed)
                 nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)
                 await daemon.run()
                 nursery.cancel_scope.cancel(reason="the daemon has stopped")
@@ -61,9 +67,10 @@ async def run_daemon(settings: Settings) -> None:
 class _Daemon:
     """One run of the daemon, from the open database to the last goodbye."""
 
-    def __init__(self, settings: Settings, keys: Keys) -> None:
+    def __init__(self, settings: Settings, keys: Keys, passed: PassedSockets) -> None:
         self._settings = settings
         self._keys = keys
+        self._passed = passed
         self._threads = Threads()
         self._metrics = Metrics()
         self._system: System | None = None
@@ -72,6 +79,7 @@ class _Daemon:
     async def run(self) -> None:
         """Bring everything up, wait for the end of `obey`, and take everything down."""
         settings = self._settings
+        notify("STATUS=Starting: recovering what an earlier run has left.")
         async with open_database(settings.data_dir / "hypeman.db") as database:
             image = find_builder_image(settings.effective_images_dir, settings.builder_image)
             hypervisor = await start_hypervisor(
@@ -85,17 +93,31 @@ class _Daemon:
                 ),
                 self._threads.disk,
             )
-            await self._run_actors(database, hypervisor, image.digest)
+            facts = HostFacts(
+                started_at=wall_clock(),
+                hypervisor=settings.hypervisor,
+                platform=str(hypervisor.platform),
+                builder_image=image.reference,
+                builder_image_digest=image.digest,
+                components=image.components,
+            )
+            await self._run_actors(database, hypervisor, facts)
 
     async def _run_actors(
-        self, database: Database, hypervisor: QemuHypervisor, builder_image_digest: str
+        self, database: Database, hypervisor: QemuHypervisor, facts: HostFacts
     ) -> None:
         settings = self._settings
         registry = RegistryActor(
-            database, settings.data_dir / "registry", self._threads, wall_clock
+            database,
+            settings.data_dir / "registry",
+            self._threads,
+            wall_clock,
+            CollectionPolicy(mirror_seconds=settings.mirror_retention_days * DAY),
+            mirror_config(settings, self._threads),
         )
         web = Registry(
             facts=registry.handle,
+            mirror=registry.mirror,
             store=registry.store,
             uploads=registry.uploads,
             keys=self._keys,
@@ -110,11 +132,12 @@ class _Daemon:
                 threads=self._threads,
                 clock=wall_clock,
                 hypervisor=hypervisor,
-                builder_image_digest=builder_image_digest,
+                builder_image_digest=facts.builder_image_digest,
                 registry=registry,
                 registry_secret=self._keys.registry,
                 serve_registry=partial(serve_registry_to_guest, registry=web),
                 why_not_ready=self._why_not_ready,
+                facts=facts,
                 metrics=self._metrics,
             )
         )
@@ -127,18 +150,20 @@ class _Daemon:
         """Be ready, until `obey` has drained the system."""
         deps = ApiDeps(
             builds=system.builds,
+            images=system.images,
+            operator=system.operator,
             settings=self._settings,
             keys=self._keys,
             threads=self._threads,
             registry_address=self._public_registry,
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_watchdog_fed)
             if address := self._settings.metrics_address:
                 await nursery.start(serve_metrics, address, self._metrics.registry)
-            addresses = await nursery.start(serve_api, deps, web)
-            notify("READY=1")
-            log.info("daemon.ready", tcp=addresses.tcp or "none", unix=addresses.unix)
+            addresses = await nursery.start(serve_api, deps, web, self._passed)
+            notify("READY=1", "STATUS=Ready: builds can start.")
+            tcp = "{}:{}".format(*addresses.tcp) if addresses.tcp else "none"
+            log.info("daemon.ready", tcp=tcp, unix=addresses.unix)
             await self._stopped.wait()
             nursery.cancel_scope.cancel(reason="the daemon stops")
 
@@ -147,10 +172,11 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 log.info("daemon.signalled", signal=signal.Signals(number).name)
-                notify("STOPPING=1")
+                notify("STOPPING=1", "STATUS=Stopping: running builds may finish.")
                 if self._system is None:
                     everything.cancel(reason="stopped before it was up")
                 elif self._system.queue.is_draining:
+                    notify("STATUS=Stopping: running builds are put back into the queue.")
                     self._system.runner.interrupt()
                 else:
                     nursery.start_soon(self._drain, self._system)
@@ -171,12 +197,12 @@ class _Daemon:
         return self._settings.public_registry or f"localhost:{self._settings.port}"
 
 
-def _require_keys(settings: Settings) -> Keys:
+def _require_keys(settings: Settings, passed: PassedSockets) -> Keys:
     """Return the signing keys. Without a TCP listener they may be made up: nobody needs them."""
     keys = load_keys(settings)
     if keys is not None:
         return keys
-    if settings.host:
+    if settings.host or passed.tcp:
         raise ConfigError(
             "JWT_SECRET is not set, and the TCP listener needs it: set it (openssl rand -hex 32),"
             " or HOST=none to serve the UNIX socket only"

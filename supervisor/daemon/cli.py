@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
 import sys
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import trio
 import typer
-from pydantic import SecretStr
 
-from supervisor.config import Settings, load_keys, load_settings
+from supervisor.config import Settings, effective_values, load_keys, load_settings
 from supervisor.daemon.app import run_daemon
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.runtime.logs import log, setup_logging
@@ -48,6 +48,7 @@ def run(config: ConfigFile = None) -> None:
     """
     settings = _load(config)
     setup_logging(settings.log_level)
+    faulthandler.enable()  # the watchdog's SIGABRT then shows where the event loop was stuck
     os.umask(0o027)  # what is stored belongs to the daemon's user and group
     _raise_file_limit()
     try:
@@ -63,7 +64,7 @@ def config_check(
 ) -> None:
     """Print the effective configuration, secrets hidden. Exit 2 if it cannot be used."""
     settings = _load(config)
-    values = {name.upper(): _show(getattr(settings, name)) for name in Settings.model_fields}
+    values = {value.name: value.shown for value in effective_values(settings)}
     if as_json:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return
@@ -91,18 +92,6 @@ def _load(config: Path | None) -> Settings:
         sys.stderr.write(f"hypeman-supervisor: {exc.message}\n")
         raise SystemExit(EXIT_USAGE) from None
     return settings
-
-
-def _show(value: Any) -> Any:
-    match value:
-        case SecretStr():
-            return "(hidden)"
-        case Path():
-            return str(value)
-        case tuple():
-            return ",".join(value)
-        case _:
-            return value
 
 
 def _report(exc: Exception) -> int:

@@ -8,9 +8,16 @@ import shutil
 from pathlib import Path
 
 
-def write_atomically_sync(path: Path, data: bytes, *, mode: int = 0o640) -> None:
-    """Replace `path` by `data`, durably: after a crash it has the old content or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_atomically_sync(
+    path: Path, data: bytes, *, mode: int = 0o640, is_sole_writer: bool = False
+) -> None:
+    """Replace `path` by `data`, durably: after a crash it has the old content or the new, whole.
+
+    A crash may leave a temporary file. `is_sole_writer` promises that nobody else writes `path` at
+    the same time; then there is only one such file, and the next write makes use of it.
+    """
+    infix = "" if is_sole_writer else f".{os.getpid()}"
+    temporary = path.with_name(f".{path.name}{infix}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb") as file:  # noqa: PTH123 - Path cannot open a descriptor

@@ -34,8 +34,10 @@ from supervisor.runtime.tail import Tail
 TAIL_BYTES = 4096
 """How much of a program's last output is kept for an error."""
 READ_BYTES = 65536
-DRAIN_SECONDS = 0.5
-"""How long output is still read after the end: a process that left the group may hold the pipe."""
+DRAIN_SECONDS = 2.0
+"""How long output is still read after the end of the leader. Its end means that of the whole group,
+of which a large member takes a moment; a process that left the group may hold the pipe for ever."""
+_SIGNAL_STATUS = 128
 REAP_SECONDS = 5.0
 """How long SIGKILL may take. Only a process stuck in the kernel needs more; it is then given up."""
 
@@ -61,13 +63,16 @@ class Exit:
 
     @property
     def why(self) -> str:
-        """The end as a phrase: `exit status 1`, `killed by SIGKILL`."""
-        if self.status >= 0:
-            return f"exit status {self.status}"
+        """The end as a phrase: `exit status 1`, `killed by SIGKILL`.
+
+        What runs others, a shell or a sandbox, says by a status over 128 that a signal ended them.
+        """
+        number = -self.status if self.status < 0 else self.status - _SIGNAL_STATUS
         try:
-            return f"killed by {signal.Signals(-self.status).name}"
+            return f"killed by {signal.Signals(number).name}"
         except ValueError:
-            return f"killed by signal {-self.status}"
+            pass
+        return f"exit status {self.status}" if self.status >= 0 else f"killed by signal {number}"
 
 
 class Process:
@@ -77,8 +82,8 @@ class Process:
         self.argv = tuple(argv)
         self.pid = popen.pid
         self._popen = popen
+        self._pidfd = os.pidfd_open(popen.pid)  # may fail, and then `output` is still the caller's
         self._output = trio.lowlevel.FdStream(output)
-        self._pidfd = os.pidfd_open(popen.pid)
         self._tail = Tail(TAIL_BYTES)
         self._exit: Exit | None = None
         self._ended = trio.Event()
@@ -208,7 +213,10 @@ async def _start(
 ) -> Process:
     full_env = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **env}
     _check_runnable(argv, full_env["PATH"])
-    receive, send = os.pipe2(os.O_CLOEXEC)
+    try:
+        receive, send = os.pipe2(os.O_CLOEXEC)
+    except OSError as exc:
+        raise ToolFailed(argv, None, "", f"it cannot be started: {exc.strerror}") from exc
     try:
         popen = await _SPAWNER.spawn(
             [*TIED_TO_PARENT, *argv], env=full_env, cwd=cwd, pass_fds=pass_fds, output=send
@@ -219,7 +227,13 @@ async def _start(
         raise ToolFailed(argv, None, "", f"it cannot be started: {why}") from exc
     finally:
         os.close(send)
-    process = Process(argv, popen, receive)
+    try:
+        process = Process(argv, popen, receive)
+    except OSError as exc:  # no descriptor is left to watch it by: then it must not run
+        os.close(receive)
+        popen.kill()
+        popen.wait()  # SIGKILL: a moment
+        raise ToolFailed(argv, None, "", f"it cannot be watched: {exc.strerror}") from exc
     log.bind(pid=popen.pid, command=_pasteable(argv, env, cwd)).debug("process.started")
     return process
 

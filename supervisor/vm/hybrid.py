@@ -141,7 +141,10 @@ def _connect_and_ask(path: Path, request: bytes) -> trio.SocketStream:
 
     Neither call waits. A UNIX socket connects at once or not at all, and a new one has room.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as exc:  # no descriptor is left; there may be one at the next try
+        raise GuestUnreachable(f"the host cannot make a socket: {exc.strerror}") from exc
     try:
         sock.connect(os.fspath(path))
         sock.sendall(request)
@@ -161,6 +164,9 @@ def listen_sync(path: Path) -> HybridListener:
     try:
         sock.bind(os.fspath(path))
         path.chmod(0o600)
+        owner = path.parent.stat()
+        if owner.st_uid != os.geteuid():  # the device runs as that user
+            os.chown(path, owner.st_uid, owner.st_gid)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()

@@ -117,6 +117,8 @@ class _Results:
     def _save(self) -> None:
         content = {"key": self._key, "works": self._known}
         try:
-            write_atomically_sync(self._path, json.dumps(content, indent=2).encode() + b"\n")
+            write_atomically_sync(
+                self._path, json.dumps(content, indent=2).encode() + b"\n", is_sole_writer=True
+            )
         except OSError as exc:
             log.bind(path=self._path, why=exc.strerror).warning("probe.not_saved")

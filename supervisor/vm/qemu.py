@@ -17,6 +17,7 @@ from supervisor.model.image import BuilderImage
 from supervisor.runtime.logs import log
 from supervisor.runtime.process import run_tool
 from supervisor.vm.argv import QEMU, VSOCK_DEVICE, VSOCK_NAME
+from supervisor.vm.cgroups import Cgroups, take_subtree
 from supervisor.vm.machine import Machine, MachineSpec
 from supervisor.vm.platform import EMULATED, Platform
 from supervisor.vm.probe import ProbeKey, choose_platform, read_boot_id_sync
@@ -52,10 +53,17 @@ class QemuConfig:
 class QemuHypervisor:
     """Boots machines of one kind from one image. Made by `start_hypervisor`."""
 
-    def __init__(self, config: QemuConfig, sandbox: Sandbox, disk: trio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        config: QemuConfig,
+        sandbox: Sandbox,
+        cgroups: Cgroups | None,
+        disk: trio.CapacityLimiter,
+    ) -> None:
         _check_path_length(config.runtime_dir)
         self._config = config
         self._sandbox = sandbox
+        self._cgroups = cgroups
         self._disk = disk
         self._machines = config.runtime_dir / "machines"
         self.platform = EMULATED
@@ -68,6 +76,8 @@ class QemuHypervisor:
 
     async def sweep(self) -> int:
         """Remove what machines of an earlier, killed daemon left behind; return how many."""
+        if self._cgroups is not None:
+            self._cgroups.sweep()
         return await sweep_machines(self._machines)
 
     async def comes_up(self, platform: Platform) -> bool:
@@ -98,6 +108,7 @@ class QemuHypervisor:
             image=self._config.image,
             platform=platform,
             sandbox=self._sandbox,
+            cgroups=self._cgroups,
             directory=self._machines / spec.id,
             scratch_dir=self._config.data_dir,
             stop_grace=self._config.stop_grace,
@@ -110,9 +121,11 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
     Takes up to twice `probe_timeout` the first time after a boot of the host. Raises ToolFailed if
     a program is missing, and ConfigError if the configured accelerator cannot be used.
     """
-    version = (await run_tool([QEMU, "--version"])).partition("\n")[0]
-    await run_tool([VSOCK_DEVICE, "--version"])
-    hypervisor = QemuHypervisor(config, await find_sandbox(), disk)
+    cgroups = take_subtree()  # first: with a child there, the cgroup would not be ours alone
+    trials = ([QEMU, "--version"], [VSOCK_DEVICE, "--version"])
+    version, _ = [(await run_tool(trial)).partition("\n")[0] for trial in trials]
+    sandbox = await find_sandbox(trials)
+    hypervisor = QemuHypervisor(config, sandbox, cgroups, disk)
     await hypervisor.sweep()  # what a killed daemon's probe left would stand in the way of this one
     hypervisor.platform = await choose_platform(
         config.accelerator,
@@ -120,7 +133,12 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
         cache=config.data_dir / PROBE_CACHE,
         key=ProbeKey(read_boot_id_sync(), version, config.image.kernel_sha256),
     )
-    log.bind(platform=str(hypervisor.platform), vmm=version).info("hypervisor.ready")
+    log.bind(
+        platform=str(hypervisor.platform),
+        vmm=version,
+        sandbox=sandbox.name,
+        cgroups="none" if cgroups is None else " ".join(cgroups.controllers) or "no controllers",
+    ).info("hypervisor.ready")
     return hypervisor
 
 

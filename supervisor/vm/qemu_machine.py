@@ -5,7 +5,7 @@ A machine is two processes and a directory:
     RUNTIME_DIR/machines/<id>/      mode 0700
         dev.sock                    the vsock device's, for the VMM
         v.sock, v.sock_<port>       the host's ends of the guest's vsock
-        vmm.pid
+        vmm.pid                     its number in its own namespace; names the directory for `sweep`
 
 The scratch disk has no name, and console and QMP are socket pairs. So when the processes have ended
 and the directory is removed, nothing is left.
@@ -31,11 +31,12 @@ from supervisor.runtime.logs import log
 from supervisor.runtime.process import Exit, Process, run_daemon, terminate
 from supervisor.runtime.threads import run_in_thread
 from supervisor.vm.argv import DEVICE_NAME, VSOCK_NAME, Descriptors, qemu_argv, vsock_argv
-from supervisor.vm.console import Console
+from supervisor.vm.cgroups import Cgroups
+from supervisor.vm.console import UP, Console
 from supervisor.vm.machine import MachineExit, MachineSpec
 from supervisor.vm.platform import Platform
 from supervisor.vm.qmp import Qmp, QmpBroken
-from supervisor.vm.sandbox import Sandbox
+from supervisor.vm.sandbox import Needs, Sandbox
 from supervisor.vm.scratch import make_scratch_sync
 from supervisor.vm.vsock import Vsock
 
@@ -63,6 +64,7 @@ class Shape:
     image: BuilderImage
     platform: Platform
     sandbox: Sandbox
+    cgroups: Cgroups | None
     directory: Path
     """The machine's own; does not exist yet."""
     scratch_dir: Path
@@ -132,12 +134,15 @@ async def run_qemu(
     """
     failure: HostError | None = None
     with ExitStack() as ours:
-        _make_directory(shape.directory, ours)
+        _make_directory(shape.directory, shape.sandbox.uid, ours)
+        enter = ours.enter_context(shape.cgroups.open(shape.spec)) if shape.cgroups else []
         async with trio.open_nursery() as nursery:
             try:
-                await _Run(shape, disk, nursery, ours).run(task_status)
+                await _Run(shape, disk, nursery, ours, enter).run(task_status)
             except HostError as exc:
                 failure = exc  # raised below; from in here it would arrive in a group
+            except OSError as exc:  # no descriptor is left
+                failure = HostError(f"the host refuses what a machine needs: {exc.strerror}")
             nursery.cancel_scope.cancel(reason=f"machine {shape.spec.id} is over")
     if failure is not None:
         raise _as_boot_failure(shape.spec.id, failure) from failure
@@ -151,9 +156,15 @@ class _Run:
     """
 
     def __init__(
-        self, shape: Shape, disk: trio.CapacityLimiter, nursery: trio.Nursery, ours: ExitStack
+        self,
+        shape: Shape,
+        disk: trio.CapacityLimiter,
+        nursery: trio.Nursery,
+        ours: ExitStack,
+        enter: list[str],
     ) -> None:
         self._shape = shape
+        self._enter = enter
         self._disk = disk
         self._nursery = nursery
         self._ours = ours
@@ -189,7 +200,8 @@ class _Run:
             machine.end(_STOPPED)
 
     async def _start_device(self) -> Process:
-        argv = self._shape.sandbox.wrap(vsock_argv(self._shape.directory))
+        directory = self._shape.directory
+        argv = self._wrap(vsock_argv(directory), Needs(writes=(directory,)))
 
         def end_crashed(_: bytes) -> None:
             # Its threads panic one by one, and the process stays, serving nobody.
@@ -203,6 +215,10 @@ class _Run:
         device = await self._nursery.start(run)
         assert device is not None
         return device
+
+    def _wrap(self, argv: list[str], needs: Needs) -> list[str]:
+        """Return the command line that runs `argv` in the machine's cgroup and in its cage."""
+        return [*self._enter, *self._shape.sandbox.wrap(argv, needs)]
 
     async def _connect_device(self, device: Process, theirs: ExitStack) -> socket.socket:
         """Connect to the vsock device for the VMM, as soon as it listens.
@@ -241,7 +257,13 @@ class _Run:
 
         shape = self._shape
         argv = qemu_argv(shape.spec, shape.image, shape.platform, shape.directory, fds)
-        run = partial(run_daemon, shape.sandbox.wrap(argv), pass_fds=fds.all())
+        needs = Needs(
+            reads=(shape.image.kernel, shape.image.initramfs, shape.image.rootfs),
+            writes=(shape.directory,),
+            # Its memory is a file as well, as far as the limit is concerned.
+            max_file_bytes=max(os.fstat(fds.scratch).st_size, shape.spec.memory_mb << 20),
+        )
+        run = partial(run_daemon, self._wrap(argv, needs), pass_fds=fds.all())
         vmm: Process = await self._nursery.start(
             partial(run, stop=stop, stop_grace=shape.stop_grace)
         )
@@ -278,7 +300,8 @@ class _Run:
 
     def _on_up(self) -> None:
         self._vsock.open()
-        self._log("machine.up", stamps=dict(self._console.stamps))
+        # Of what the guest prints, a number: the rest is not for the log.
+        self._log("machine.up", guest_seconds=self._console.stamps[UP])
 
     def _log(self, message: str, **facts: object) -> None:
         seconds = round(trio.current_time() - self._began, 3)
@@ -299,15 +322,20 @@ def _unix_socket() -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
 
-def _make_directory(directory: Path, ours: ExitStack) -> None:
-    """Make the machine's directory; it goes last of all that is ours. Raises VmBootFailed."""
+def _make_directory(directory: Path, uid: int | None, ours: ExitStack) -> None:
+    """Make the machine's directory; it goes last of all that is ours. Raises VmBootFailed.
+
+    `uid` is whom it belongs to, if not to the daemon's user.
+    """
     try:
         directory.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
+        ours.callback(remove_tree_sync, directory)  # a handful of names
+        if uid is not None:
+            os.chown(directory, uid, uid)
     except OSError as exc:
         why = f"the directory {directory} cannot be made: {exc.strerror}"
         raise VmBootFailed(why) from exc
-    ours.callback(remove_tree_sync, directory)  # a handful of names
 
 
 def _as_boot_failure(id: MachineId, failure: HostError) -> VmBootFailed:

@@ -1,22 +1,56 @@
-"""What a VMM is not given: privileges, and a network.
+"""The cage of a machine's processes: what a VMM, and whoever breaks out into it, is not given.
 
-The VMM and the vsock device run in a user namespace without capabilities and in an empty network
-namespace. Whoever breaks out of a guest finds no way to gain rights and no network to reach. It
-needs no root. Hosts that forbid it get the next best, and a warning.
+A VMM and its vsock device each run in namespaces of their own: users (no capability, not even for
+root's), network (none), processes (it sees and can signal none of the host's, the daemon included),
+IPC, and mounts: a view of the file system with the libraries they are linked with, the builder
+image, and the machine's directory, of which the last is writable. They gain no privileges, and are
+limited in the files, memory dumps and processes that they make. A daemon that runs as root has them
+run as a user of nobody else's.
+
+Nothing of it needs root. Hosts that forbid a part get the next best cage, and a warning.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from supervisor.errors import ToolFailed
 from supervisor.runtime.logs import log
 from supervisor.runtime.process import TIED_TO_PARENT, run_tool
 
+MACHINE_UID = 1_900_000_000
+"""Of a root daemon's machines. Nobody allocates users there (systemd.io/UIDS-GIDS)."""
+KVM = Path("/dev/kvm")
+
 # `unshare --user` changes credentials, so the tie to the parent has to be made after it.
 _NO_CAPABILITIES = (
     "setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", *TIED_TO_PARENT[1:],
 )  # fmt: skip
+_OWN_USERS = ("unshare", "--user", "--map-root-user", "--")
+
+# What programs of the distribution are made of. No configuration, no other programs.
+_SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/qemu", "/usr/share/seabios")
+_DEVICES = ("/dev/null", "/dev/urandom", str(KVM))
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one program is let have, besides its own code."""
+
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()
+    max_file_bytes: int = 0
+    """The largest that it can make a file, or shared memory."""
+    max_open_files: int = 1024
+    max_tasks: int = 256
+    """Processes and threads."""
+
+
+NOTHING = Needs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +58,127 @@ class Sandbox:
     """A way to start a program with less."""
 
     name: str
-    prefix: tuple[str, ...]
+    outside: tuple[str, ...]
+    """What starts it, on the host."""
+    inside: tuple[str, ...]
+    """What starts it, in its view of the file system."""
+    view_capabilities: tuple[str, ...] | None = None
+    """What `inside` needs to get rid of the rest; None if there is no private view."""
+    uid: int | None = None
+    """The host's user that it runs as, if that is not the daemon's."""
 
-    def wrap(self, argv: list[str]) -> list[str]:
+    def wrap(self, argv: Sequence[str], needs: Needs = NOTHING) -> list[str]:
         """Return the command line that runs `argv` inside."""
-        return [*self.prefix, *argv]
+        # fmt: off
+        limits = (
+            "prlimit",
+            "--core=0",
+            f"--fsize={needs.max_file_bytes}",
+            f"--nofile={needs.max_open_files}",
+            f"--nproc={needs.max_tasks}",
+            "--",
+        )
+        # fmt: on
+        program = _locate(argv[0])
+        inside = self.inside
+        if self.view_capabilities is not None:
+            inside = tuple(
+                _locate(word) if word in ("setpriv", "unshare") else word for word in inside
+            )
+        return [*self.outside, *limits, *self._view(program, needs), *inside, program, *argv[1:]]
+
+    def _view(self, program: str, needs: Needs) -> list[str]:
+        if self.view_capabilities is None:
+            return []
+        tools = [_locate(name) for name in ("setpriv", "unshare")]
+        shown = [*tools, program, *map(os.fspath, needs.reads)]
+        # Its `init` stays, and is what dies with the daemon: of another user's process, which a VMM
+        # of root's is, it could not be told to (no CAP_KILL).
+        words = ["bwrap", "--unshare-net", "--unshare-pid", "--unshare-ipc"]
+        for directory in _parents([*_SYSTEM, *_DEVICES, *shown, *map(os.fspath, needs.writes)]):
+            words += ["--perms", "0755", "--dir", directory]
+        for path in _SYSTEM:
+            words += ["--ro-bind-try", path, path]
+        for path in shown:
+            words += ["--ro-bind", path, path]
+        for path in map(os.fspath, needs.writes):
+            words += ["--bind", path, path]
+        for path in _DEVICES:
+            words += ["--dev-bind-try", path, path]
+        if self.uid is not None:
+            words += ["--proc", "/proc"]  # `unshare --map-root-user` writes to it
+        words += ["--chdir", "/", "--die-with-parent", "--cap-drop", "ALL"]
+        for capability in self.view_capabilities:
+            words += ["--cap-add", capability]
+        return [*words, "--"]
 
 
-STRICT = Sandbox(
-    "no privileges, no network",
-    ("unshare", "--user", "--map-root-user", "--net", "--", *_NO_CAPABILITIES),
+CAGE = Sandbox(
+    "a cage",
+    outside=_OWN_USERS,
+    view_capabilities=("CAP_SETPCAP",),
+    inside=_NO_CAPABILITIES,
 )
-NO_NETWORK = Sandbox("no network", ("unshare", "--net", "--", *_NO_CAPABILITIES))
-UNPRIVILEGED = Sandbox("no new privileges", ("setpriv", "--no-new-privs", *TIED_TO_PARENT[1:]))
-KINDS = (STRICT, NO_NETWORK, UNPRIVILEGED)
+NO_VIEW = Sandbox(
+    "no privileges, no network",
+    outside=("unshare", "--user", "--map-root-user", "--net", "--"),
+    inside=_NO_CAPABILITIES,
+)
+NO_NETWORK = Sandbox("no network", outside=("unshare", "--net", "--"), inside=_NO_CAPABILITIES)
+UNPRIVILEGED = Sandbox(
+    "no new privileges", outside=(), inside=("setpriv", "--no-new-privs", *TIED_TO_PARENT[1:])
+)
 
 
-async def find_sandbox() -> Sandbox:
-    """Return the strictest sandbox that this host allows, tried by running something in it.
+def root_cage(kvm_gid: int | None) -> Sandbox:
+    """Return the cage of a daemon that is root: as another user, in the group of /dev/kvm."""
+    uid = str(MACHINE_UID)
+    groups = "--clear-groups" if kvm_gid is None else f"--groups={kvm_gid}"
+    return Sandbox(
+        "a cage, as a user of its own",
+        outside=(),
+        view_capabilities=("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"),
+        inside=(
+            "setpriv", "--reuid", uid, "--regid", uid, groups, "--",
+            *_OWN_USERS,
+            *_NO_CAPABILITIES,
+        ),
+        uid=MACHINE_UID,
+    )  # fmt: skip
 
-    Raises ToolFailed if not even the last one works.
+
+def kinds() -> tuple[Sandbox, ...]:
+    """Return what may be tried, the strictest first."""
+    others = (CAGE, NO_VIEW, NO_NETWORK, UNPRIVILEGED)
+    if os.geteuid() != 0:
+        return others
+    return (root_cage(KVM.stat().st_gid if KVM.exists() else None), *others)
+
+
+async def find_sandbox(trials: Iterable[Sequence[str]]) -> Sandbox:
+    """Return the strictest sandbox in which every one of `trials` runs.
+
+    Raises ToolFailed if they do not even run in the last one.
     """
-    for kind in KINDS[:-1]:
+    *stricter, last = kinds()
+    for kind in stricter:
         try:
-            await run_tool(kind.wrap(["true"]))
+            for trial in trials:
+                await run_tool(kind.wrap(trial))
         except ToolFailed as exc:
             log.bind(sandbox=kind.name, why=exc.message).warning("sandbox.refused")
         else:
             return kind
-    await run_tool(KINDS[-1].wrap(["true"]))
-    return KINDS[-1]
+    for trial in trials:
+        await run_tool(last.wrap(trial))
+    return last
+
+
+def _locate(program: str) -> str:
+    """Return where a program is; as it was if nowhere, for whoever starts it to complain."""
+    return shutil.which(program) or program
+
+
+def _parents(paths: Iterable[str]) -> list[str]:
+    """Return every directory above `paths`, each behind the one that it is in."""
+    return sorted({str(parent) for path in paths for parent in Path(path).parents} - {"/"})

@@ -18,13 +18,15 @@ import trio
 from supervisor.runtime.files import remove_tree_sync
 from supervisor.runtime.logs import log
 from supervisor.vm.argv import QEMU, VSOCK_DEVICE
+from supervisor.vm.sandbox import MACHINE_UID
 
 PROC = Path("/proc")
 END_SECONDS = 5.0
 """How long a killed process may take to go."""
 
-_PROGRAMS = {QEMU, VSOCK_DEVICE, "unshare", "setpriv"}
-"""A machine's process is one of the latter two until it has become what it was started for."""
+_PROGRAMS = {QEMU, VSOCK_DEVICE, "bwrap", "prlimit", "setpriv", "sh", "unshare"}
+"""A machine's process is one of the latter until it has become what it was started for; `bwrap`
+stays, as its parent."""
 
 
 async def sweep_machines(machines: Path) -> int:
@@ -77,7 +79,8 @@ def open_leftovers(machines: Path) -> Iterator[int]:
 def is_leftover(entry: Path, machines: Path) -> bool:
     """Say whether the process at `entry` (`/proc/<pid>`) belongs to a machine below `machines`."""
     try:
-        if entry.stat().st_uid != os.getuid():
+        owner, us = entry.stat().st_uid, os.getuid()
+        if owner != us and not (us == 0 and owner == MACHINE_UID):
             return False
         argv = (entry / "cmdline").read_bytes().split(b"\0")
     except OSError:

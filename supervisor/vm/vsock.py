@@ -21,7 +21,7 @@ from pathlib import Path
 import outcome
 import trio
 
-from supervisor.errors import GuestLost
+from supervisor.errors import GuestLost, HostError
 from supervisor.vm import hybrid
 from supervisor.vm.machine import GuestUnreachable
 
@@ -67,9 +67,12 @@ class Vsock:
 
     @asynccontextmanager
     async def listen(self, port: int) -> AsyncIterator[trio.abc.Listener[trio.abc.Stream]]:
-        """Accept the guest's connections to host `port` while the block lasts."""
+        """Accept the guest's connections to host `port` while the block lasts. Raises HostError."""
         path = self._path.with_name(f"{self._path.name}_{port}")
-        listener = hybrid.listen_sync(path)
+        try:
+            listener = hybrid.listen_sync(path)
+        except OSError as exc:
+            raise HostError(f"port {port} cannot be opened to the guest: {exc.strerror}") from exc
         try:
             yield listener
         finally:

@@ -22,7 +22,7 @@ from supervisor.vm.qemu import QemuConfig, start_hypervisor
 from supervisor.vm.qemu_machine import QemuMachine
 from tests.contract.guest import COMMAND_PORT, ECHO_PORT
 from tests.fakes.hypervisor import FakeGuest, FakeHypervisor, FakeMachine
-from tests.processes import find_processes
+from tests.processes import find_processes, inside
 
 LONGEST_SECONDS = 300.0
 """Of one machine of a test, booted in emulation on a busy host: a bound on hanging only."""
@@ -91,7 +91,7 @@ class RealHarness:
 
     def kill(self, machine: Machine) -> None:
         assert isinstance(machine, QemuMachine)
-        os.kill(machine.processes.vmm.pid, signal.SIGKILL)
+        os.kill(inside(machine.processes.vmm.pid), signal.SIGKILL)
 
     def leftovers(self) -> list[str]:
         # Its parent remains; scratch disks would be next to it.

@@ -14,7 +14,6 @@ import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
@@ -38,7 +37,7 @@ from tests.contract.harness import (
 )
 from tests.kit import cancel_at_every_checkpoint
 from tests.machines import ROOT
-from tests.processes import find_processes, is_alive, wait_dead
+from tests.processes import find_processes, inside, is_alive, name_of, wait_dead
 
 UNUSED_PORT = 5999
 BULK_BYTES = 4 << 20
@@ -299,7 +298,7 @@ async def test_the_agent_of_the_builder_image_greets(builder: RealHarness) -> No
 async def test_a_machine_whose_vsock_device_dies_ends(harness: RealHarness) -> None:
     async with trio.open_nursery() as nursery:
         machine: QemuMachine = await nursery.start(harness.hypervisor.run_machine, new_spec())
-        os.kill(machine.processes.device.pid, signal.SIGKILL)
+        os.kill(inside(machine.processes.device.pid), signal.SIGKILL)
         end = await machine.wait_exit()
     assert end.description == "the machine's vsock device ended: killed by SIGKILL"
     assert harness.leftovers() == []
@@ -314,13 +313,13 @@ async def test_a_vsock_device_that_crashes_and_stays_ends_its_machine(
         machine: QemuMachine = await nursery.start(harness.hypervisor.run_machine, new_spec())
         await (await wait_connect(machine, ECHO_PORT)).aclose()
         # What `connect` never does: hang up between the question and its answer.
-        os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+        os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
         with socket.socket(socket.AF_UNIX) as impatient:
             impatient.connect(str(harness.root / "machines" / machine.id / VSOCK_NAME))
             impatient.sendall(b"CONNECT %d\n" % ECHO_PORT)
             while unread_by_peer(impatient):  # noqa: ASYNC110 - sockets have no event for it
                 await trio.sleep(0.005)
-        os.kill(machine.processes.vmm.pid, signal.SIGCONT)
+        os.kill(inside(machine.processes.vmm.pid), signal.SIGCONT)
         end = await machine.wait_exit()
     assert end.description == "the machine's vsock device ended: it crashed"
     assert "panicked at" in end.evidence
@@ -341,9 +340,9 @@ async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness, 
         assert isinstance(machine, QemuMachine)
         stream = await wait_connect(machine, ECHO_PORT)
         if stuck in ("vmm", "both"):
-            os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+            os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
         if stuck in ("device", "both"):
-            os.kill(machine.processes.device.pid, signal.SIGSTOP)
+            os.kill(inside(machine.processes.device.pid), signal.SIGSTOP)
     await trio.aclose_forcefully(stream)
     assert harness.leftovers() == []
 
@@ -354,7 +353,7 @@ async def test_a_guest_that_hangs_is_left_alone_and_ended(harness: RealHarness) 
     async with running(harness.hypervisor, new_spec()) as machine:
         assert isinstance(machine, QemuMachine)
         await (await wait_connect(machine, ECHO_PORT)).aclose()
-        os.kill(machine.processes.vmm.pid, signal.SIGSTOP)
+        os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
         for _ in range(MAX_UNANSWERED):
             with trio.move_on_after(0.01) as scope:
                 await machine.connect(ECHO_PORT)
@@ -362,31 +361,6 @@ async def test_a_guest_that_hangs_is_left_alone_and_ended(harness: RealHarness) 
         with pytest.raises(GuestUnreachable, match="connections unanswered"):
             await machine.connect(ECHO_PORT)
     assert harness.leftovers() == []
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
-async def test_the_processes_are_caged(harness: RealHarness) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine:
-        assert isinstance(machine, QemuMachine)
-        assert_caged(machine.processes.vmm.pid)
-        assert_caged(machine.processes.device.pid)
-        assert read_status(machine.processes.vmm.pid)["Seccomp"] == "2"
-
-
-def assert_caged(pid: int) -> None:
-    status = read_status(pid)
-    assert status["NoNewPrivs"] == "1"
-    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
-    namespace = Path(f"/proc/{pid}/ns/net")
-    assert namespace.readlink() != Path("/proc/self/ns/net").readlink()
-    interfaces = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
-    assert [line.partition(":")[0].strip() for line in interfaces] == ["lo"]
-
-
-def read_status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 @pytest.mark.e2e
@@ -403,7 +377,7 @@ async def test_a_killed_daemon_leaves_no_process_and_its_directories_are_swept(
             assert daemon.exit is None, daemon.tail()
             await trio.sleep(0.05)
         pids = find_processes(f"{harness.root}/machines/")
-        assert len(pids) == 2
+        assert {name_of(pid) for pid in pids} >= {"qemu-system-x86", "vhost-device-vs"}
         os.kill(daemon.pid, signal.SIGKILL)
         await daemon.wait()
         for pid in pids:

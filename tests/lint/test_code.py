@@ -96,7 +96,7 @@ def test_everything_is_formatted() -> None:
 
 
 def test_every_type_holds() -> None:
-    check("mypy", "--strict", *PACKAGES, "tests/kit.py", "tests/fakes")
+    check("mypy", "--strict", *PACKAGES, "benchmarks", "tests/kit.py", "tests/fakes")
 
 
 def async_findings(paths: list[str], cache: pytest.Cache) -> list[str]:
@@ -134,7 +134,7 @@ def test_words_are_spelt_right() -> None:
         "codespell",
         "--ignore-words-list", WORDS,
         "--skip", "tests/unit/agent/data",
-        *PACKAGES, "tests", "docs",
+        *PACKAGES, "benchmarks", "tests", "docs",
     )  # fmt: skip
 
 

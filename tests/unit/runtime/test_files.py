@@ -98,3 +98,10 @@ def test_a_link_in_a_tree_is_removed_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "tree" / "link").symlink_to(tmp_path / "keep")
     remove_tree_sync(tmp_path / "tree")
     assert (tmp_path / "keep" / "file").exists()
+
+
+def test_the_only_writer_uses_up_what_its_crash_has_left(tmp_path: Path) -> None:
+    (tmp_path / ".metadata.json.tmp").write_bytes(b"half a st")
+    write_atomically_sync(tmp_path / "metadata.json", b"whole", is_sole_writer=True)
+    assert (tmp_path / "metadata.json").read_bytes() == b"whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metadata.json"]

@@ -99,13 +99,3 @@ def test_the_standard_librarys_warnings_are_in_the_same_log(
     warning, odd = logged(stderr)
     assert 'library.message logger=hypercorn text="too slow\\nforged"' in warning
     assert "an odd level" in odd
-
-
-def test_the_journal_gets_the_priority_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOURNAL_STREAM", "8:1234")
-    stderr = set_up(monkeypatch, "debug")
-    log.debug("a")
-    log.info("b", x=1)
-    log.warning("c")
-    log.error("d")
-    assert logged(stderr) == ["<7>a", "<6>b x=1", "<4>c", "<3>d"]

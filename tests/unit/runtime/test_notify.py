@@ -71,6 +71,21 @@ async def test_the_watchdog_is_fed_twice_per_period(
     assert heard(manager) == [b"WATCHDOG=1"] * 3
 
 
+async def test_a_stuck_event_loop_does_not_feed_it(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "2000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_watchdog_fed)
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard(manager)
+        manager.settimeout(0.1)  # fifty periods, in which this very loop is stuck in `recv`
+        with pytest.raises(TimeoutError):
+            manager.recv(4096)
+        nursery.cancel_scope.cancel(reason="seen enough")
+
+
 @pytest.mark.parametrize(("period", "pid"), [(None, None), ("", None), ("10000000", "1")], ids=str)
 async def test_no_watchdog_of_ours_is_not_fed(
     period: str | None, pid: str | None, manager: socket.socket, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ import trio
 from loguru import logger
 
 from supervisor.errors import ToolFailed
-from supervisor.runtime.process import Process, run_daemon, run_tool
+from supervisor.runtime.process import Exit, Process, run_daemon, run_tool
 from tests.kit import cancel_at_every_checkpoint
 from tests.processes import count_descriptors, find_processes, is_alive, is_reaped, wait_dead
 
@@ -258,3 +258,34 @@ async def test_the_log_has_a_line_that_a_shell_understands(tmp_path: Path) -> No
     words = shlex.join(["printf", "%s", "a b'c"])
     assert command == f"cd {shlex.quote(str(tmp_path))} && X='1 2' {words}"
     assert await run_tool(sh(command)) == "a b'c"
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (1, "exit status 1"),
+        (-9, "killed by SIGKILL"),
+        (128 + 11, "killed by SIGSEGV"),  # as a sandbox's monitor tells it
+        (128, "exit status 128"),
+        (255, "exit status 255"),
+        (-200, "killed by signal 200"),
+    ],
+)
+def test_an_end_is_told_in_words(status: int, why: str) -> None:
+    assert Exit(("program",), status, "").why == why
+
+
+@pytest.mark.parametrize("call", ["pipe2", "pidfd_open"])
+async def test_process_that_cannot_be_watched_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    before = count_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(ToolFailed, match="Too many open files"):
+            await run_tool(sh("sleep 4711 # watched by nobody"))
+    assert find_processes("watched by nobody") == []
+    assert count_descriptors() == before

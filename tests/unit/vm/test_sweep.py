@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.vm.sandbox import MACHINE_UID
 from supervisor.vm.sweep import is_leftover, sweep_machines
 from tests.processes import is_alive
 
@@ -22,11 +23,12 @@ class Orphans:
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, name: str, *arguments: object) -> int:
+    def start(self, name: str, *arguments: object, user: int | None = None) -> int:
         process = subprocess.Popen(
             [name, "-c", SLEEP, *map(str, arguments)],
-            executable=sys.executable,
+            executable=sys.executable if user is None else "/usr/bin/python3",
             stdout=subprocess.PIPE,
+            user=user,
         )
         self._processes.append(process)
         assert process.stdout is not None
@@ -84,6 +86,16 @@ def test_a_process_of_another_user_is_left_alone(
     assert is_leftover(entry, tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     assert not is_leftover(entry, tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start another user's process")
+def test_roots_machines_are_found_though_another_user_runs_them(
+    tmp_path: Path, orphans: Orphans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = orphans.start("qemu-system-x86_64", tmp_path / "one" / "vmm.pid", user=MACHINE_UID)
+    assert is_leftover(Path(f"/proc/{pid}"), tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
+    assert not is_leftover(Path(f"/proc/{pid}"), tmp_path)
 
 
 def test_a_process_that_goes_while_it_is_looked_at_is_no_error(tmp_path: Path) -> None:

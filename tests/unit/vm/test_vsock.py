@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor.errors import GuestLost
+from supervisor.errors import GuestLost, HostError
 from supervisor.vm.machine import GuestUnreachable
 from supervisor.vm.vsock import MAX_UNANSWERED, Vsock
 
@@ -157,3 +157,21 @@ async def test_a_listener_is_where_the_device_looks_and_goes_with_its_block(
         async with vsock.listen(5003):
             assert (tmp_path / "v_5003").is_socket()
         assert not (tmp_path / "v_5003").exists()
+
+
+async def test_a_host_without_descriptors_says_so_and_does_not_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async with trio.open_nursery() as nursery:
+        vsock = Vsock(tmp_path / "v.sock", nursery)
+        vsock.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", refuse)
+            with pytest.raises(HostError, match="Too many open files"):
+                async with vsock.listen(7):
+                    raise AssertionError("nothing listens")
+            with pytest.raises(GuestUnreachable, match="Too many open files"):
+                await vsock.connect(7)
