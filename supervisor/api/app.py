@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,9 +14,12 @@ from supervisor.api.asgi import BoundedRequest, HTTPConnection, WebsocketConnect
 from supervisor.api.auth import authenticate, authorize
 from supervisor.api.builds import BuildRoutes
 from supervisor.api.health import HealthRoutes
+from supervisor.api.images import ImageRoutes
 from supervisor.api.openapi import SpecRoutes
+from supervisor.api.operator import OperatorRoutes
 from supervisor.api.ports import ApiDeps
 from supervisor.api.problems import install
+from supervisor.api.retry import RetryRoutes
 from supervisor.api.routes import ROUTE_OF_NAME, ROUTES
 from supervisor.api.tokenroute import TokenRoutes
 from supervisor.api.ws import WebsocketRoutes
@@ -45,11 +49,15 @@ def make_app(deps: ApiDeps) -> QuartTrio:
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.url_map.merge_slashes = False
     install(app)
+    _install_names(app)
     _install_authorization(app, deps)
     builds = BuildRoutes(deps)
     owners = (
         builds,
         WebsocketRoutes(deps, builds),
+        RetryRoutes(deps, builds),
+        ImageRoutes(deps),
+        OperatorRoutes(deps),
         TokenRoutes(deps),
         HealthRoutes(deps),
         SpecRoutes(deps),
@@ -64,6 +72,19 @@ def make_app(deps: ApiDeps) -> QuartTrio:
         else:
             app.add_url_rule(route.rule, route.name, handler, methods=[route.method])
     return app
+
+
+def _install_names(app: QuartTrio) -> None:
+    """Give every request an id, which its answer tells; what fails is logged under it."""
+
+    @app.before_request
+    async def name_request() -> None:
+        g.request_id = secrets.token_hex(8)
+
+    @app.after_request
+    async def tell_name(response: Response) -> Response:
+        response.headers["X-Request-Id"] = g.request_id
+        return response
 
 
 def _install_authorization(app: QuartTrio, deps: ApiDeps) -> None:

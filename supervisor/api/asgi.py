@@ -33,11 +33,15 @@ class BoundedBody(TrioBody):
         super().__init__(expected, most)
         self._pieces: deque[bytes] = deque()
         self._is_complete = False
+        self._is_wanted = False
         self._is_unwanted = False
         self._changed = trio.Event()
         self.held_bytes = 0
 
     async def __anext__(self) -> bytes:
+        if not self._is_wanted:
+            self._is_wanted = True
+            self._wake()
         while not self._pieces:
             if self._is_complete or self._is_unwanted:
                 raise StopAsyncIteration
@@ -66,6 +70,11 @@ class BoundedBody(TrioBody):
         self._pieces.clear()
         self.held_bytes = 0
         self._wake()
+
+    async def wait_wanted(self) -> None:
+        """Wait until somebody reads, or the answer is known: to receive is to ask for the body."""
+        while not (self._is_wanted or self._is_unwanted):
+            await self._changed.wait()
 
     async def wait_for_room(self) -> None:
         """Wait until another piece may be taken."""
@@ -98,6 +107,8 @@ class HTTPConnection(TrioASGIHTTPConnection):
     async def handle_messages(  # type: ignore[override]
         self, nursery: trio.Nursery, request: BoundedRequest, receive: Any
     ) -> None:
+        if "100-continue" in request.headers.get("Expect", "").lower():
+            await request.body.wait_wanted()
         while True:
             await request.body.wait_for_room()
             message = await receive()

@@ -19,7 +19,7 @@ from supervisor.api.queries import (
     parse_flag,
     parse_list_query,
 )
-from supervisor.api.submissions import submit
+from supervisor.api.submissions import parse_key, submit
 from supervisor.api.uploads import open_upload
 from supervisor.api.views import json_response, render_build
 from supervisor.errors import NotFound
@@ -39,7 +39,8 @@ class BuildRoutes:
     async def submit_build(self) -> Response:
         """Take an upload in, as it arrives."""
         check_names(request.args, ())
-        await self._builds.check_room()
+        key = parse_key(request.headers.get("Idempotency-Key"))
+        await self._builds.check_room(g.caller.tenant, key)
         async with open_upload(self._deps) as upload:
             texts = await receive_form(
                 aiter(request.body),
@@ -48,7 +49,6 @@ class BuildRoutes:
                 upload,
                 self._deps.settings.max_source_bytes,
             )
-            key = request.headers.get("Idempotency-Key")
             build = await submit(self._deps, g.caller, upload, from_texts(texts), key)
         is_new = build.id == upload.build_id
         response = json_response(self._render(build), 202 if is_new else 200)
@@ -109,6 +109,7 @@ class BuildRoutes:
         follow = parse_flag(request.args, "follow", default=follow)
         after = parse_event_id(request.headers.get("Last-Event-ID") or None, "Last-Event-ID")
         build = await self.visible(id)
+        await self._builds.check_place(build.id, after)
         if request.method == "HEAD":
             response = Response(status=200)
         else:

@@ -1,6 +1,6 @@
 """One HTTP connection: Hypercorn's protocol machinery, with every wait bounded.
 
-Hypercorn 0.18's own connection has properties that a daemon cannot have, so these are replaced:
+Hypercorn 0.18's own connection has properties that a daemon cannot have, so it is replaced:
 
 * It sends under a shield without a deadline, so one client that does not read holds up a stop for
   ever. Here nothing is shielded: cancelling a connection ends it.
@@ -12,6 +12,7 @@ Hypercorn 0.18's own connection has properties that a daemon cannot have, so the
   reset instead of the answer. Here what still comes is read and dropped for a moment.
 * It speaks HTTP/2 with prior knowledge, and compresses websockets. Nobody here needs them, and both
   let a few bytes cost a lot, so they are off.
+* It starts and cancels a task for the idle time between any two requests. Here that is a deadline.
 
 The version is pinned in pyproject.toml; tests/api/test_connections.py holds all of this.
 """
@@ -19,23 +20,22 @@ The version is pinned in pyproject.toml; tests/api/test_connections.py holds all
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from math import inf
 from typing import Any
 
-import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, LifespanState
 
 from supervisor.api.front import ClientGone, Front
-from supervisor.api.problems import Problem
+from supervisor.api.http1 import Http1, ServerConfig
+from supervisor.runtime.threads import run_in_thread
 
 KEEP_ALIVE_SECONDS = 15.0
 """For the next request on a connection; also for the whole head of the first one."""
@@ -44,12 +44,18 @@ LINGER_SECONDS = 2.0
 MAX_HEAD_BYTES = 32 << 10
 MAX_WEBSOCKET_MESSAGE_BYTES = 4 << 20
 BODY_QUEUE = 2
-"""Pieces of a body (64 KiB) or messages of a websocket between a connection and its application."""
+"""Pieces of a body (256 KiB) or messages of a websocket between a connection and its application.
+"""
+FILE_BYTES = 4 << 20
+"""Of a file, handed to the kernel at a time: a cancellation waits for no more than that."""
+UNSENT_BYTES = 512 << 10
+"""What the kernel may hold of a file for a client that is behind; trio's choice of 16 KiB for short
+answers would have it ask for more again and again."""
 
 
 def make_config() -> Config:
     """Return Hypercorn's settings, as far as its protocol machinery reads them."""
-    config = Config()
+    config = ServerConfig()
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 1_000_000
@@ -61,42 +67,46 @@ def make_config() -> Config:
     return config
 
 
-class Connection(TCPServer):
+class Connection:
     """Serves one stream. The caller closes the stream afterwards, by force."""
 
     def __init__(
         self, front: Front, config: Config, context: WorkerContext, stream: trio.abc.Stream
     ) -> None:
-        wrapped: Any = ASGIWrapper(front)  # type: ignore[arg-type]
-        untyped: Any = stream
-        super().__init__(wrapped, config, context, LifespanState({}), untyped)
+        self._front = front
+        self._config = config
+        self._context = context
+        self._stream = stream
+        self._send_lock = trio.Lock()
+        self._joined: list[bytes] | None = None
+        self._http: Http1
         self._is_closing = False
         self._is_done = False
+        self._is_idle = True
         self._waiting = trio.CancelScope()
+        self._watching = trio.CancelScope()
         self._deadline = inf
 
     async def run(self) -> None:
         """Serve until either side is done. Cancelling drops what was not sent."""
+        self._mind_the_time(is_idle=True)
         async with trio.open_nursery() as nursery:
-            tasks: Any = _Tasks(nursery)
-            self._task_group = tasks
-            self._http = _Http1(
-                self.app,
-                self.config,
-                self.context,
+            wrapped: Any = ASGIWrapper(self._front)  # type: ignore[arg-type]
+            tasks = _Tasks(nursery)
+            tasks.http = self._http = Http1(
+                wrapped,
+                self._config,
+                self._context,
                 tasks,
-                ConnectionState(self.state),
-                False,
-                None,
-                None,
-                self.protocol_send,
+                self._obey,
+                self._send_file if isinstance(self._stream, trio.SocketStream) else None,
+                self._join_writes,
             )
-            self.protocol: Any = self._http
-            await self.idle_task.restart(tasks, self._idle_timeout)
-            await self._read_data()
-            await self.idle_task.stop()
+            nursery.start_soon(self._end_when_stopped)
+            await self._read()
+            self._watching.cancel(reason="the connection has ended")
 
-    async def protocol_send(self, event: Event) -> None:
+    async def _obey(self, event: Event) -> None:
         """Do what the protocol asks for: send, close, or mind the time again.
 
         Raises ClientGone if there is nobody to send to.
@@ -106,16 +116,31 @@ class Connection(TCPServer):
                 await self._send(data)
             case Closed():
                 self._begin_close()
-                await self.protocol.handle(Closed())
-            case Updated(idle=True):
-                await self.idle_task.restart(self._task_group, self._idle_timeout)
-            case Updated():
-                await self.idle_task.stop()
+                await self._http.handle(Closed())
+            case Updated(idle=is_idle):
+                self._mind_the_time(is_idle=is_idle)
+
+    @asynccontextmanager
+    async def _join_writes(self) -> AsyncIterator[None]:
+        """Send what is sent in the block in one write. If the block fails, nothing can follow."""
+        assert self._joined is None, "blocks of joined writes are not nested"
+        self._joined = []
+        try:
+            yield
+        except BaseException:
+            self._finish("a write was cut off")
+            raise
+        finally:
+            pieces, self._joined = self._joined, None
+        await self._send(b"".join(pieces))
 
     async def _send(self, data: bytes) -> None:
+        if self._joined is not None:
+            self._joined.append(data)
+            return
         try:
-            async with self.send_lock:
-                await self.stream.send_all(data)
+            async with self._send_lock:
+                await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._finish("the client has gone")
             raise ClientGone("the client has gone") from exc
@@ -124,26 +149,62 @@ class Connection(TCPServer):
             self._finish("a write was cut off")
             raise
 
-    async def _read_data(self) -> None:
+    async def _send_file(
+        self, fd: int, offset: int, count: int, limiter: trio.CapacityLimiter
+    ) -> None:
+        """Have the kernel send a part of a file. Raises ClientGone.
+
+        Each piece is sent in a thread: what is not in memory is read from the disk first.
+        """
+        assert isinstance(self._stream, trio.SocketStream)
+        sock = self._stream.socket
+        try:
+            async with self._send_lock:
+                if sock.family != socket.AF_UNIX:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+                end = offset + count
+                while offset < end:
+                    piece = min(end - offset, FILE_BYTES)
+                    sent = await run_in_thread(
+                        limiter, _send_file_sync, sock.fileno(), fd, offset, piece
+                    )
+                    offset += sent
+                    if sent < piece:
+                        await sock.wait_writable()
+        except (OSError, trio.ClosedResourceError) as exc:
+            self._finish("the client has gone")
+            raise ClientGone("the client has gone") from exc
+        except trio.Cancelled:
+            self._finish("a write was cut off")
+            raise
+
+    async def _read(self) -> None:
         try:
             while (data := await self._receive()) is not None:
                 if not self._is_closing:
-                    await self.protocol.handle(RawData(data))
+                    await self._http.receive(data)
                 if not data:
                     break
         except ClientGone:
             pass
-        await self.protocol.handle(Closed())
+        await self._http.handle(Closed())
 
     async def _receive(self) -> bytes | None:
         """Return the next bytes, none at their end, or None if the connection is done."""
         if not self._is_done:
             with trio.CancelScope(deadline=self._deadline) as self._waiting:
                 try:
-                    return bytes(await self.stream.receive_some(MAX_RECV))
+                    return bytes(await self._stream.receive_some(self._http.receive_bytes))
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     return b""
         return None
+
+    def _mind_the_time(self, *, is_idle: bool) -> None:
+        """Wait for the next request only so long; for the rest of one, as long as it takes."""
+        self._is_idle = is_idle
+        if not self._is_closing:
+            seconds = self._config.keep_alive_timeout if is_idle else inf
+            self._deadline = self._waiting.deadline = trio.current_time() + seconds
 
     def _begin_close(self) -> None:
         """Read on for a moment if the client is in the middle of a request, else be done."""
@@ -160,14 +221,18 @@ class Connection(TCPServer):
         self._is_done = True
         self._waiting.cancel(reason=reason)
 
-    async def _idle_timeout(self) -> None:
-        with trio.move_on_after(self.config.keep_alive_timeout):
-            await self.context.terminated.wait()
-        self._finish("the connection was idle")
+    async def _end_when_stopped(self) -> None:
+        """End the connection at a stop if it is idle then; a request under way ends it itself."""
+        with self._watching:
+            await self._context.terminated.wait()
+            if self._is_idle:
+                self._finish("the listener stops")
 
 
 class _Tasks:
     """The tasks of a connection, as Hypercorn's protocols start them."""
+
+    http: Http1
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -176,14 +241,19 @@ class _Tasks:
         self, app: Any, config: Config, scope: Any, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         """Start the application on one request, and return how to hand it messages."""
+        self.http.extend(scope)
         to_app, from_connection = trio.open_memory_channel[Any](config.max_app_queue_size)
+
+        async def receive() -> Any:
+            await self.http.ask_for_body()
+            return await from_connection.receive()
 
         async def run() -> None:
             try:
                 # Closed as soon as the application has ended: whoever still waits to hand it
                 # something goes on.
                 with from_connection:
-                    await app(scope, from_connection.receive, send, None, None)
+                    await app(scope, receive, send, None, None)
                 await send(None)
             except ClientGone:
                 pass
@@ -200,32 +270,14 @@ class _Tasks:
         self._nursery.start_soon(task, *args)
 
 
-class _Http1(H11Protocol):
-    """HTTP/1.1 and websockets, nothing else; its own errors are JSON too."""
-
-    @property
-    def is_mid_request(self) -> bool:
-        """Say whether the client may still be sending what nobody will read."""
-        return self.connection.their_state in (h11.SEND_BODY, h11.ERROR)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """Upgrade to no HTTP/2."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        # Without its offer, no compression of websocket messages is agreed on.
-        headers = [pair for pair in request.headers if pair[0] != b"sec-websocket-extensions"]
-        await super()._create_stream(
-            h11.Request(
-                method=request.method,
-                target=request.target,
-                headers=headers,
-                http_version=request.http_version,
-            )
-        )
-
-    async def _send_error_response(self, status_code: int) -> None:
-        problem = Problem(400, "invalid_request", f"this is no valid HTTP request ({status_code})")
-        headers = [*problem.raw_headers(), (b"connection", b"close")]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
-        await self._send_h11_event(h11.Data(data=problem.body()))
-        await self._send_h11_event(h11.EndOfMessage())
+def _send_file_sync(sock: int, fd: int, offset: int, count: int) -> int:
+    """Send until all of it is sent, or the socket takes no more; return how much was."""
+    sent = 0
+    try:
+        while sent < count:
+            written = os.sendfile(sock, fd, offset + sent, count - sent)
+            assert written, "a file is shorter than what was to be sent of it"
+            sent += written
+    except BlockingIOError:
+        pass
+    return sent

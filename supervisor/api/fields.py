@@ -7,7 +7,6 @@ registry is held to a grammar here that leaves nothing to quote.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -23,9 +22,12 @@ from pydantic import (
     ValidationError,
 )
 
+from supervisor.api.mistakes import describe, parse_json, show
 from supervisor.config import Settings
+from supervisor.egress.targets import BadTarget, parse_domain
 from supervisor.errors import InvalidRequest
 from supervisor.model.build import BuildRequest, NetworkMode, Policy, SecretRef
+from supervisor.model.cache import parse_scope
 from supervisor.tokens import Caller
 
 MIN_MEMORY_MB = 512
@@ -38,10 +40,31 @@ MAX_TEXT_BYTES = 256 << 10
 DEPRECATED_WARNING = '299 - "the part `runtime` is deprecated and ignored"'
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_DOMAIN_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_DOMAIN = re.compile(rf"(?:\*\.)?{_DOMAIN_LABEL}(?:\.{_DOMAIN_LABEL})+", re.ASCII)
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HEX_DIGEST = r"[0-9a-f]{64}"
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+_SECRET_ID = r"^[A-Za-z0-9_.-]{1,64}$"
+_STAGE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
+_SHA256 = rf"^{_HEX_DIGEST}$"
+_DIGEST = rf"^sha256:{_HEX_DIGEST}$"
+_SCOPE = r"^[a-z0-9][a-z0-9-]{1,62}[a-z0-9]$"
+_CACHE_KEY = rf"^{_COMPONENT}$"
+_IMAGE_NAME = rf"^{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?$"
+_GRAMMARS = {
+    _VARIABLE: "the name of a variable: ASCII letters, digits and `_`, no digit first, at most 128"
+    " characters",
+    _SECRET_ID: "1 to 64 ASCII letters, digits, `_`, `.` and `-`",
+    _STAGE: "the name of a stage: ASCII letters, digits, `_`, `.` and `-`, a letter or digit first,"
+    " at most 128 characters",
+    _SHA256: "a SHA-256: 64 hexadecimal digits, `sha256:` in front if you like",
+    _DIGEST: "a digest: `sha256:` and 64 lower-case hexadecimal digits",
+    _SCOPE: "3 to 64 lower-case ASCII letters, digits and `-`, no `-` first or last",
+    _CACHE_KEY: "lower-case ASCII letters and digits, with `.`, `_` or `-` between them",
+    _IMAGE_NAME: "name[:tag] without a registry: lower-case ASCII letters and digits, with `.`,"
+    " `_`, `-` or `/` between them; the tag of at most 128 letters, digits, `_`, `.` and `-`",
+}
+"""What a text must be, in words."""
 
 
 def _check_path(path: str) -> str:
@@ -51,46 +74,53 @@ def _check_path(path: str) -> str:
     return "/".join(parts)
 
 
-def _check_text(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not hold a NUL character")
+def _check_encodable(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("must be valid Unicode") from None
+
+
+def _check_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    _check_encodable(text)
     return text
 
 
 def _check_line(text: str) -> str:
     if _CONTROL.search(text):
         raise ValueError("must not hold control characters")
+    _check_encodable(text)
     return text
 
 
 def _check_domain(name: str) -> str:
-    name = name.lower()
-    if len(name) > 253 or not _DOMAIN.fullmatch(name):
-        raise ValueError("must be a domain name, or *. and a domain name")
-    return name
+    try:
+        return parse_domain(name)
+    except BadTarget as exc:
+        raise ValueError(f"must be a domain name, `*.` and one, or an address: {exc}") from None
 
 
 def _strip_prefix(digest: Any) -> Any:
-    return digest.lower().removeprefix("sha256:") if isinstance(digest, str) else digest
+    if not isinstance(digest, str) or not digest.isascii():
+        return digest
+    return digest.lower().removeprefix("sha256:")
 
 
 def _check_secret_id(secret_id: str) -> str:
     if secret_id in (".", ".."):
-        raise ValueError("must not be a directory")
+        raise ValueError("must not be `.` or `..`")
     return secret_id
 
 
 def _check_scope(scope: str) -> str:
-    if scope == "global":
-        raise ValueError("`global` is reserved")
+    if parse_scope(scope) is None:
+        raise ValueError("must not be `global`, which is reserved")
     return scope
 
 
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
+Variable = Annotated[str, StringConstraints(pattern=_VARIABLE)]
 Line = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_check_line)]
 TagKey = Annotated[
     str, StringConstraints(min_length=1, max_length=128), AfterValidator(_check_line)
@@ -102,9 +132,7 @@ class SecretField(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    id: Annotated[
-        str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$"), AfterValidator(_check_secret_id)
-    ]
+    id: Annotated[str, StringConstraints(pattern=_SECRET_ID), AfterValidator(_check_secret_id)]
     env_var: Variable | None = None
 
 
@@ -119,9 +147,9 @@ class BuildFields(BaseModel):
     dockerfile_path: Annotated[
         str, StringConstraints(max_length=1024), AfterValidator(_check_path)
     ] = Field("Dockerfile", description="Path of the Dockerfile inside the source.")
-    target: (
-        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")] | None
-    ) = Field(None, description="The stage to build.")
+    target: Annotated[str, StringConstraints(pattern=_STAGE)] | None = Field(
+        None, description="The stage to build."
+    )
     build_args: dict[Variable, Annotated[str, AfterValidator(_check_text)]] = Field(
         default_factory=dict, description="JSON object: values of ARG.", max_length=256
     )
@@ -135,24 +163,21 @@ class BuildFields(BaseModel):
         strict=False,
     )
     source_hash: (
-        Annotated[
-            str, BeforeValidator(_strip_prefix), StringConstraints(pattern=rf"^{_HEX_DIGEST}$")
-        ]
-        | None
+        Annotated[str, BeforeValidator(_strip_prefix), StringConstraints(pattern=_SHA256)] | None
     ) = Field(None, description="SHA-256 of the uploaded bytes, `sha256:` optional; checked.")
-    base_image_digest: (
-        Annotated[str, StringConstraints(pattern=rf"^sha256:{_HEX_DIGEST}$")] | None
-    ) = Field(None, description="What the base image of the final stage must resolve to.")
+    base_image_digest: Annotated[str, StringConstraints(pattern=_DIGEST)] | None = Field(
+        None, description="What the base image of the final stage must resolve to."
+    )
     cache_scope: (
         Annotated[
             str,
-            StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{1,62}[a-z0-9]$"),
+            StringConstraints(pattern=_SCOPE),
             AfterValidator(_check_scope),
         ]
         | None
     ) = Field(None, description="The tenant's build cache to use.")
     global_cache_key: (
-        Annotated[str, StringConstraints(pattern=rf"^{_COMPONENT}$", max_length=128)] | None
+        Annotated[str, StringConstraints(pattern=_CACHE_KEY, max_length=128)] | None
     ) = Field(None, description="The shared build cache to import; exported to by administrators.")
     timeout_seconds: Annotated[int, Field(ge=1)] | None = Field(
         None, description="How long an attempt may take, from the lease of its machine."
@@ -178,7 +203,7 @@ class BuildFields(BaseModel):
         Annotated[
             str,
             StringConstraints(
-                pattern=rf"^{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?$",
+                pattern=_IMAGE_NAME,
                 max_length=180,
             ),
         ]
@@ -207,7 +232,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 def check_part_name(name: str) -> None:
     """Raise InvalidRequest if there is no such part."""
     if name != "source" and name not in BuildFields.model_fields:
-        raise InvalidRequest(f"there is no part {name[:64]!a}")
+        raise InvalidRequest(f"there is no part {show(name)}")
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -226,7 +251,8 @@ def parse_fields(values: Mapping[str, Any]) -> BuildFields:
     try:
         fields = BuildFields.model_validate(present)
     except ValidationError as exc:
-        raise InvalidRequest(_first_of(exc), details=_all_of(exc)) from exc
+        mistakes = describe(exc, kind="part", grammars=_GRAMMARS)
+        raise InvalidRequest(mistakes[0], details=mistakes) from exc
     if fields.allowed_domains is not None and fields.network_mode is NetworkMode.ISOLATED:
         raise InvalidRequest("the part `allowed_domains` has no meaning with network_mode=isolated")
     _check_size("dockerfile", [fields.dockerfile or ""], MAX_DOCKERFILE_BYTES)
@@ -273,7 +299,7 @@ def to_request(fields: BuildFields, settings: Settings, caller: Caller) -> Build
 def _from_text(name: str, text: str) -> Any:
     if name in _INTEGERS:
         if not (text.isascii() and text.isdigit() and len(text) <= 9):
-            raise InvalidRequest(f"the part `{name}` must be a whole number")
+            raise InvalidRequest(f"the part `{name}` must be a whole number, in decimal digits")
         return int(text)
     if name == "no_cache":
         if text.lower() not in _BOOLEANS:
@@ -282,26 +308,3 @@ def _from_text(name: str, text: str) -> Any:
     if name in _JSON:
         return parse_json(text, f"the part `{name}`")
     return text
-
-
-def parse_json(text: str | bytes, what: str) -> Any:
-    """Parse JSON from outside. Raises InvalidRequest naming `what`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequest(f"{what} is not valid JSON") from exc
-
-
-def _first_of(exc: ValidationError) -> str:
-    return "the " + _all_of(exc)[0]
-
-
-def _all_of(exc: ValidationError) -> list[str]:
-    """One line for each mistake; never with the value, which may be long or secret."""
-    lines = []
-    for error in exc.errors(include_input=False, include_url=False, include_context=False)[:20]:
-        name, *inner = (ascii(str(part)[:64]).strip("'") for part in error["loc"])
-        place = f" at {'.'.join(inner)}" if inner else ""
-        message = error["msg"].removeprefix("Value error, ")
-        lines.append(f"part `{name}`{place}: {message[:1].lower()}{message[1:]}")
-    return lines

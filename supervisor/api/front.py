@@ -26,6 +26,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+JOIN_WRITES = "hypeman.join_writes"
+"""In the `extensions` of a websocket's scope: what is sent in the block that it opens goes out in
+one write, behind the block."""
+
 _NO_ROUTE = Problem(404, "not_found", "there is no such route")
 _BAD_TARGET = Problem(400, "invalid_request", "the request's target is not a path")
 

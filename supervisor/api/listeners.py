@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from supervisor.api.front import ASGIApp, Front
 from supervisor.api.ports import ApiDeps
 from supervisor.errors import ConfigError
 from supervisor.runtime.accept import accept
+from supervisor.runtime.activation import NONE_PASSED, PassedSockets
 from supervisor.runtime.logs import log
 from supervisor.tokens import LOCAL_ADMIN
 
@@ -48,13 +49,15 @@ class Addresses:
 async def serve_api(
     deps: ApiDeps,
     registry: ASGIApp,
+    passed: PassedSockets = NONE_PASSED,
     *,
     task_status: trio.TaskStatus[Addresses] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve users on TCP and on the UNIX socket until cancelled.
 
-    Both answer when `started` is called. Without a JWT_SECRET there is no TCP listener. Raises
-    ConfigError if an address cannot be had. Once cancelled it takes at most `http_grace` seconds.
+    Both answer when `started` is called. Of each kind, sockets that were passed are taken instead
+    of one made here. Without a JWT_SECRET there is no TCP listener. Raises ConfigError if an
+    address cannot be had. Once cancelled it takes at most `http_grace` seconds.
     """
     api: ASGIApp = make_app(deps)  # type: ignore[assignment]
     serve = partial(
@@ -63,15 +66,19 @@ async def serve_api(
         max_connections=MAX_CONNECTIONS,
         on_stop=deps.stopping.set,
     )
-    path = deps.settings.runtime_dir / SOCKET_NAME
-    async with _open_unix(path) as unix, _open_tcp(deps) as tcp, trio.open_nursery() as nursery:
+    async with (
+        _open_unix(deps, passed.unix) as unix,
+        _open_tcp(deps, passed.tcp) as tcp,
+        trio.open_nursery() as nursery,
+    ):
         local = Front(api=api, registry=registry, caller=LOCAL_ADMIN)
-        nursery.start_soon(serve, unix, local, name="api:unix")
+        for listener in unix:
+            nursery.start_soon(serve, listener, local, name="api:unix")
         for listener in tcp:
             remote = Front(api=api, registry=registry)
             nursery.start_soon(serve, listener, remote, name="api:tcp")
         address = tcp[0].socket.getsockname()[:2] if tcp else None
-        task_status.started(Addresses(address, path))
+        task_status.started(Addresses(address, Path(unix[0].socket.getsockname())))
 
 
 async def serve_registry_to_guest(
@@ -153,37 +160,49 @@ async def _serve_one(
 
 
 @asynccontextmanager
-async def _open_tcp(deps: ApiDeps) -> AsyncIterator[Sequence[trio.SocketListener]]:
-    host, port = deps.settings.host, deps.settings.port
-    if not host or deps.keys is None:
-        yield ()
-        return
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as exc:
-        raise ConfigError(f"cannot listen on {host}:{port} (HOST, PORT): {exc.strerror}") from exc
-    try:
+async def _open_tcp(
+    deps: ApiDeps, passed: Sequence[socket.socket]
+) -> AsyncIterator[Sequence[trio.SocketListener]]:
+    with ExitStack() as stack:
+        listeners = [_adopt(sock, stack) for sock in passed] or await _listen_tcp(deps, stack)
         for listener in listeners:
             # Accepted sockets inherit it.
             listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         yield listeners
-    finally:
-        for listener in listeners:
-            listener.socket.close()
+
+
+async def _listen_tcp(deps: ApiDeps, stack: ExitStack) -> Sequence[trio.SocketListener]:
+    host, port = deps.settings.host, deps.settings.port
+    if not host or deps.keys is None:
+        return ()
+    try:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {host}:{port} (HOST, PORT): {exc.strerror}") from exc
+    for listener in listeners:
+        stack.callback(listener.socket.close)
+    return listeners
 
 
 @asynccontextmanager
-async def _open_unix(path: Path) -> AsyncIterator[trio.SocketListener]:
-    await _remove_stale_socket(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        identity = _listen_sync(sock, path)
-        try:
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-        finally:
-            _unlink_if_same_sync(path, identity)
-    finally:
-        sock.close()
+async def _open_unix(
+    deps: ApiDeps, passed: Sequence[socket.socket]
+) -> AsyncIterator[Sequence[trio.SocketListener]]:
+    with ExitStack() as stack:
+        if passed:
+            yield [_adopt(sock, stack) for sock in passed]  # its name is its maker's to remove
+            return
+        path = deps.settings.runtime_dir / SOCKET_NAME
+        await _remove_stale_socket(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        stack.callback(sock.close)
+        stack.callback(_unlink_if_same_sync, path, _listen_sync(sock, path))
+        yield [trio.SocketListener(trio.socket.from_stdlib_socket(sock))]
+
+
+def _adopt(sock: socket.socket, stack: ExitStack) -> trio.SocketListener:
+    stack.callback(sock.close)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 async def _remove_stale_socket(path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from quart import request
 from quart_trio.wrappers import TrioResponse as Response
 
+from supervisor.api import openapi_operator as operator
 from supervisor.api.fields import LIMITS, BuildFields
 from supervisor.api.ports import ApiDeps
 from supervisor.api.problems import STATUS_OF_CODE
@@ -43,11 +44,25 @@ _EVENT: Json = {
     " events that is the `id:` line.",
     "required": ["type", "timestamp"],
     "properties": {
-        "type": {"enum": ["log", "status", "step", "heartbeat"]},
+        "type": {"enum": ["log", "status", "step", "egress", "heartbeat"]},
         "timestamp": {"type": "string", "format": "date-time"},
         "content": {"type": "string"},
         "status": {"enum": list(Status)},
         "step": {"type": "object"},
+        "egress": {
+            "type": "object",
+            "description": "What became of one request of the build to the network. What was denied"
+            " is a line of the log as well.",
+            "required": ["allowed", "host", "port", "bytes_sent", "bytes_received"],
+            "properties": {
+                "allowed": {"type": "boolean"},
+                "host": {"type": "string"},
+                "port": {"type": "integer"},
+                "bytes_sent": {"type": "integer"},
+                "bytes_received": {"type": "integer"},
+                "reason": {"type": "string"},
+            },
+        },
     },
 }
 _DESCRIPTION = """\
@@ -95,6 +110,8 @@ def build_spec(deps: ApiDeps) -> Json:
             (HealthView, "serialization"),
             (TokenRequest, "validation"),
             (BuildFields, "validation"),
+            *((model, "serialization") for model in operator.SHOWN),
+            *((model, "validation") for model in operator.BODIES.values()),
         ],
         ref_template=_REF,
     )
@@ -129,6 +146,10 @@ def _operation(route: Route, deps: ApiDeps, fields: Json) -> Json:
     parameters = [_ID] if "{id}" in route.path else []
     if parameters := parameters + _PARAMETERS.get(route.name, []):
         operation["parameters"] = parameters
+    if "{name}" in route.path:
+        operation["parameters"] = [operator.NAME]
+    if (body := operator.BODIES.get(route.name)) is not None:
+        operation["requestBody"] = {"required": True, "content": _content(_ref(body.__name__))}
     if route.name == "submit_build":
         operation["requestBody"] = _form(deps, fields)
     if route.name == "create_token":
@@ -157,16 +178,19 @@ _KEY: Json = {
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     "description": "For 24 h, the same key and request return the build made first.",
 }
+_LIMIT = _query(
+    "limit",
+    {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+    "The length of a page.",
+)
 _PARAMETERS: dict[str, list[Json]] = {
     "submit_build": [_KEY],
     "submit_and_follow": [_KEY],
+    "retry_build": [_KEY],
+    "list_images": [operator.REPOSITORY, _LIMIT, operator.CURSOR],
     "list_builds": [
         _query("status", {"enum": list(Status)}, "Only builds with this status."),
-        _query(
-            "limit",
-            {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
-            "The length of a page.",
-        ),
+        _LIMIT,
         _query("cursor", _ID["schema"], "From the `Link` header of the page before."),
         {
             "name": "tags",
@@ -208,6 +232,15 @@ _SUCCESS: dict[str, dict[int, tuple[str, Json | None]]] = {
         200: ("The build that this Idempotency-Key has made.", _content(_ref("BuildView"))),
         202: ("The build is taken in.", _content(_ref("BuildView"))),
     },
+    "retry_build": {
+        200: ("The build that this Idempotency-Key has made.", _content(_ref("BuildView"))),
+        202: ("The new build is taken in.", _content(_ref("BuildView"))),
+    },
+    "delete_image": {204: ("It is removed; its bytes go by pruning.", None)},
+    **{
+        name: {200: (text, _content(_list_of(model.__name__) if many else _ref(model.__name__)))}
+        for name, (text, model, many) in operator.ANSWERS.items()
+    },
     "list_builds": {200: ("A page of builds.", _content(_list_of("BuildView")))},
     "get_build": {200: ("The build.", _content(_ref("BuildView")))},
     "delete_build": {204: ("Accepted: the machine is gone within 5 s; or purged.", None)},
@@ -232,6 +265,7 @@ _PROBLEMS: dict[str, frozenset[int]] = {
     "delete_build": frozenset({409, 503}),
     "create_token": frozenset({413, 503}),
     "ready": frozenset({503}),
+    **operator.PROBLEMS,
 }
 """Beside those that every route has."""
 
@@ -242,7 +276,7 @@ def _responses(route: Route) -> Json:
         responses[str(status)] = {"description": description}
         if content is not None:
             responses[str(status)]["content"] = content
-    if route.name == "submit_build":
+    if route.name in ("submit_build", "retry_build"):
         link = {"schema": {"type": "string"}, "description": "The build's path."}
         responses["202"]["headers"] = {"Location": link}
     statuses = {400, 500} | _PROBLEMS.get(route.name, frozenset())

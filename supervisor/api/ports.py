@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor.actors.builds import BuildFilter, NewBuild
+from supervisor.api.operations import Images, Operator
 from supervisor.api.stopping import Stopping
 from supervisor.config import Keys, Settings
 from supervisor.model.build import Build, Step
 from supervisor.model.events import EventBatch, EventId
-from supervisor.model.ids import BuildId
+from supervisor.model.ids import BuildId, Tenant
 from supervisor.runtime.clock import Clock, wall_clock
 from supervisor.runtime.threads import Threads
 
@@ -48,8 +49,11 @@ class Builds(Protocol):
         """Return where the archive is to be written; its directory may not exist."""
         ...
 
-    async def check_room(self) -> None:
-        """Raise QueueFull or NotReady if a submission would be refused now."""
+    async def check_room(self, tenant: Tenant, key: str | None = None) -> None:
+        """Raise QueueFull or NotReady if a submission would be refused now.
+
+        One with an Idempotency-Key `key` that has made a build needs no room.
+        """
         ...
 
     async def submit(self, new: NewBuild) -> Build:
@@ -87,6 +91,10 @@ class Builds(Protocol):
         """Return the BuildKit steps. Raises NotFound."""
         ...
 
+    async def check_place(self, build_id: BuildId, after: EventId) -> None:
+        """Raise InvalidRequest if the events of a build have never reached `after`."""
+        ...
+
     def open_events(
         self, build_id: BuildId, *, after: EventId, follow: bool
     ) -> AbstractAsyncContextManager[EventReader]:
@@ -103,6 +111,8 @@ class ApiDeps:
     """Everything that handlers use, made by the composition root."""
 
     builds: Builds
+    images: Images
+    operator: Operator
     settings: Settings
     keys: Keys | None
     """None: no JWT_SECRET, so only the UNIX socket is served."""

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quart import Quart
+from quart import Quart, g, has_request_context
 from quart_trio.wrappers import TrioResponse as Response
 from werkzeug.exceptions import HTTPException
 
@@ -118,7 +118,7 @@ def _problem_of_http(error: HTTPException) -> Problem:
 
 
 def _internal(error: Exception) -> Problem:
-    incident = secrets.token_hex(8)
+    incident = (g.get("request_id") if has_request_context() else None) or secrets.token_hex(8)
     code = error.code if isinstance(error, SupervisorError) else type(error).__name__
     log.opt(exception=error).bind(incident=incident, error=code).error("api.internal_error")
     return Problem(

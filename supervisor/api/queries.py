@@ -32,9 +32,7 @@ def parse_list_query(args: MultiDict[str, str], tenant: Tenant | None) -> BuildF
     status = args.get("status")
     if status is not None and status not in _STATUSES:
         raise InvalidRequest(f"the parameter `status` must be one of {', '.join(Status)}")
-    limit = _parse_number("limit", args.get("limit", str(DEFAULT_LIMIT)), MAX_LIMIT)
-    if limit < 1:
-        raise InvalidRequest(f"the parameter `limit` must be between 1 and {MAX_LIMIT}")
+    limit = parse_limit(args)
     cursor = args.get("cursor")
     before = parse_build_id(cursor) if cursor is not None else None
     if cursor is not None and before is None:
@@ -46,6 +44,14 @@ def parse_list_query(args: MultiDict[str, str], tenant: Tenant | None) -> BuildF
         before=before,
         limit=limit,
     )
+
+
+def parse_limit(args: Mapping[str, str]) -> int:
+    """Return the length of a page."""
+    limit = _parse_number("limit", args.get("limit", str(DEFAULT_LIMIT)), MAX_LIMIT)
+    if limit < 1:
+        raise InvalidRequest(f"the parameter `limit` must be between 1 and {MAX_LIMIT}")
+    return limit
 
 
 def one_more(wanted: BuildFilter) -> BuildFilter:

@@ -24,11 +24,27 @@ from supervisor.errors import (
 from supervisor.model.build import Build, Source
 from supervisor.source.check import check_source
 from supervisor.source.tar import ArchiveLimits
+from supervisor.source.tree import Dockerfile
 from supervisor.tokens import Caller
 
+_WHY_NOT = {
+    Dockerfile.ABSENT: "the source has no {}",
+    Dockerfile.EMPTY: "the {} of the source is empty",
+    Dockerfile.DIRECTORY: "the {} of the source is a directory",
+    Dockerfile.DANGLING: "the {} of the source is a symbolic link to what is no file of the source",
+}
 SUBMIT_SECONDS = 30.0
 """For one transaction; a database that needs longer is broken."""
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def parse_key(text: str | None) -> str | None:
+    """Return the Idempotency-Key that a request came with. Raises InvalidRequest."""
+    if text is not None and not _KEY.fullmatch(text):
+        raise InvalidRequest(
+            "the header `Idempotency-Key` must be 1 to 255 printable ASCII characters, no spaces"
+        )
+    return text
 
 
 async def submit(
@@ -52,19 +68,25 @@ async def submit(
             f"the upload has sha256:{source.sha256}, and source_hash says"
             f" sha256:{fields.source_hash}"
         )
-    limits = ArchiveLimits(deps.settings.max_source_entries, deps.settings.max_unpacked_bytes)
+    settings = deps.settings
+    limits = ArchiveLimits(
+        settings.max_source_entries, settings.max_unpacked_bytes, settings.max_source_ratio
+    )
     facts = await check_source(upload.path, limits, request.dockerfile_path, deps.threads)
     if request.dockerfile is None and not facts.has_dockerfile:
         raise DockerfileRequired(
-            f"the source has no {request.dockerfile_path}; add it, name another dockerfile_path, or"
-            " send the part `dockerfile`"
+            f"{_WHY_NOT[facts.dockerfile].format(request.dockerfile_path)}; put it there, name"
+            " another `dockerfile_path`, or send the part `dockerfile`"
         )
-    key = _parse_key(idempotency_key, fields, source)
+    key = None
+    if idempotency_key is not None:
+        key = IdempotencyKey(idempotency_key, _hash(fields, source))
     new = NewBuild(upload.build_id, caller.tenant, request, source, key)
-    return await _take_in(deps, upload, new)
+    return await take_in(deps, upload, new)
 
 
-async def _take_in(deps: ApiDeps, upload: Upload, new: NewBuild) -> Build:
+async def take_in(deps: ApiDeps, upload: Upload, new: NewBuild) -> Build:
+    """Have a checked build taken in, and its files with it. Raises what `submit` raises."""
     # Shielded: with the transaction done or not, exactly one side owns the files.
     upload.is_handed_over = True
     try:
@@ -79,12 +101,8 @@ async def _take_in(deps: ApiDeps, upload: Upload, new: NewBuild) -> Build:
     raise HostError(f"the build was not taken in within {SUBMIT_SECONDS:.0f} s; it may be yet")
 
 
-def _parse_key(text: str | None, fields: BuildFields, source: Source) -> IdempotencyKey | None:
-    """Return the caller's key with the hash of what was asked under it."""
-    if text is None:
-        return None
-    if not _KEY.fullmatch(text):
-        raise InvalidRequest("the Idempotency-Key must be 1 to 255 printable ASCII characters")
+def _hash(fields: BuildFields, source: Source) -> str:
+    """Return the hash of what was asked, by which a repeated request is known."""
     asked = fields.model_dump(mode="json", exclude={"runtime", "source_hash"})
     canonical = json.dumps([asked, source.sha256], sort_keys=True).encode()
-    return IdempotencyKey(text, hashlib.sha256(canonical).hexdigest())
+    return hashlib.sha256(canonical).hexdigest()

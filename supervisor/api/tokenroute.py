@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from quart import request
 from quart_trio.wrappers import TrioResponse as Response
 
 from supervisor import tokens
-from supervisor.api.fields import parse_json
+from supervisor.api.bodies import receive_json
 from supervisor.api.ports import ApiDeps
 from supervisor.api.queries import check_names
 from supervisor.api.views import TokenView, json_response
-from supervisor.errors import InvalidRequest, NotReady, PayloadTooLarge
+from supervisor.errors import InvalidRequest, NotReady
 from supervisor.model.ids import parse_tenant
 from supervisor.tokens import Permission
 
-MAX_BODY_BYTES = 64 << 10
 DEFAULT_LIFETIME_SECONDS = 24 * 3600
 MAX_LIFETIME_SECONDS = 366 * 24 * 3600
 _ALL_OF_IMAGES = frozenset(name for name in Permission if name.startswith("image:"))
@@ -49,7 +48,7 @@ class TokenRoutes:
     async def create_token(self) -> Response:
         """Sign a token."""
         check_names(request.args, ())
-        wanted = await _parse()
+        wanted = await receive_json(TokenRequest, "the token cannot be made")
         if self._deps.keys is None:
             raise NotReady("this daemon has no JWT_SECRET, so it can make no tokens")
         tenant = parse_tenant(wanted.subject if wanted.tenant is None else wanted.tenant)
@@ -67,24 +66,6 @@ class TokenRoutes:
             lifetime_seconds=wanted.lifetime_seconds,
         )
         return json_response(TokenView(token=token).model_dump(), 201)
-
-
-async def _parse() -> TokenRequest:
-    if request.mimetype != "application/json":
-        raise InvalidRequest("the body must be application/json")
-    body = bytearray()
-    async for piece in request.body:
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise PayloadTooLarge(f"the body is larger than {MAX_BODY_BYTES:,} bytes")
-    try:
-        return TokenRequest.model_validate(parse_json(bytes(body), "the body"))
-    except ValidationError as exc:
-        problems = [
-            f"{'.'.join(map(str, error['loc'])) or 'the body'}: {error['msg']}"
-            for error in exc.errors(include_input=False, include_url=False, include_context=False)
-        ]
-        raise InvalidRequest("the token cannot be made", details=problems) from exc
 
 
 def _expand(names: Sequence[Permission | str] | None) -> frozenset[Permission] | None:

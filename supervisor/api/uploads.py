@@ -54,7 +54,10 @@ class Upload:
             await self._flush()
 
     async def finish(self) -> Source:
-        """Make the file durable and return what it is. Raises InvalidRequest if it is empty."""
+        """Make the file durable and return what it is.
+
+        Raises InvalidRequest if it is empty, and ResourceExhausted.
+        """
         if self._size == 0:
             raise InvalidRequest("the part `source` is empty")
         await self._flush()
@@ -86,11 +89,14 @@ class Upload:
 
     def _finish_sync(self) -> None:
         """The build is announced as taken in; a power cut must not take its source."""
-        os.fsync(self._fd)
-        self._close_sync()
-        directory = self.path.parent
-        for level in (directory, directory.parent, directory.parent.parent):
-            fsync_directory_sync(level)
+        try:
+            os.fsync(self._fd)
+            self._close_sync()
+            directory = self.path.parent
+            for level in (directory, directory.parent, directory.parent.parent):
+                fsync_directory_sync(level)
+        except OSError as exc:
+            raise ResourceExhausted(f"the upload cannot be stored: {exc.strerror}") from exc
 
     def _close_sync(self) -> None:
         if self._fd >= 0:

@@ -29,6 +29,7 @@ from supervisor.runtime.threads import Threads
 from supervisor.tokens import Permission
 from tests.api.rawclient import RawClient
 from tests.fakes.build_service import FakeBuilds
+from tests.fakes.operations import FakeImages, FakeOperator
 
 API_KEY = b"a" * 32
 REGISTRY_KEY = b"r" * 32
@@ -124,6 +125,8 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     fake = FakeBuilds(builds_dir)
     deps = ApiDeps(
         builds=fake,
+        images=FakeImages(),
+        operator=FakeOperator(fake),
         settings=Settings(data_dir=tmp_path, runtime_dir=tmp_path, host="127.0.0.1", port=0),
         keys=Keys(api=API_KEY, registry=REGISTRY_KEY),
         threads=Threads(),

@@ -111,6 +111,10 @@ def test_the_level_of_the_log_is_one_of_four(monkeypatch: pytest.MonkeyPatch) ->
         ("LOG_LEVEL", "loud"),
         ("BOOT_TIMEOUT", "nan"),
         ("LINK_SILENCE", "0"),
+        ("MIRRORS", "docker.io=ftp://x"),
+        ("MIRRORS", "docker.io,docker.io=https://x"),
+        ("MIRROR_TAG_TTL", "-1"),
+        ("MIRROR_RETENTION_DAYS", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(
@@ -133,6 +137,16 @@ def test_a_default_over_its_own_maximum_is_refused(name: str) -> None:
     overrides: dict[str, Any] = {name: 1_000_000}
     with pytest.raises(ConfigError, match=f"{name.upper()} is over"):
         load_settings(**overrides)
+
+
+def test_mirrors_may_be_other_servers_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIRRORS", "docker.io=http://10.0.0.1:5000, ghcr.io")
+    assert [(item.name, item.url) for item in load_settings().upstreams] == [
+        ("docker.io", "http://10.0.0.1:5000"),
+        ("ghcr.io", "https://ghcr.io"),
+    ]
+    monkeypatch.setenv("MIRRORS", ",")
+    assert load_settings().upstreams == ()
 
 
 def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path) -> None:

@@ -134,3 +134,74 @@ def test_the_value_of_a_wrong_field_is_not_repeated() -> None:
 )
 def test_what_could_not_be_sent_to_a_guest_is_refused(values: dict[str, Any]) -> None:
     assert refusal_of(**values) is not None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"target": "a b"}, "the part `target` must be the name of a stage: ASCII letters,"),
+        ({"tags": []}, "the part `tags` must be a JSON object"),
+        ({"tags": {"a": 1}}, "the part `tags`, 'a' must be text"),
+        ({"tags": {"": "x"}}, "the part `tags`, '', its name must not be empty"),
+        ({"tags": {"a": "\ud800"}}, "the part `tags`, 'a' must be valid Unicode"),
+        ({"tags": dict.fromkeys(map(str, range(65)), "")}, "must have at most 64 entries"),
+        ({"build_args": {"A B": "x"}}, "'A B', its name must be the name of a variable"),
+        ({"secrets": {}}, "the part `secrets` must be a JSON array"),
+        ({"secrets": ["x"]}, "the part `secrets`, entry 1 must be a JSON object"),
+        ({"secrets": [{"id": "a"}, {}]}, "the part `secrets`, entry 2, 'id' is missing"),
+        ({"secrets": [{"id": "a", "more": 1}]}, "entry 1, 'more' does not exist"),
+        ({"secrets": [{"id": ".."}]}, "must not be `.` or `..`"),
+        ({"source_hash": "abc"}, "must be a SHA-256: 64 hexadecimal digits"),
+        ({"base_image_digest": "sha256:A"}, "must be a digest"),
+        ({"cache_scope": "global"}, "must not be `global`, which is reserved"),
+        ({"cache_scope": "A"}, "must be 3 to 64 lower-case ASCII letters"),
+        ({"image_name": "host:5000/a"}, "must be name[:tag] without a registry"),
+        ({"timeout_seconds": "5"}, "the part `timeout_seconds` must be a whole number"),
+        ({"timeout_seconds": 0}, "the part `timeout_seconds` must be at least 1"),
+        ({"memory_mb": 10**6}, "the part `memory_mb` is 1000000; at most 16384 is allowed"),
+        ({"no_cache": "yes"}, "the part `no_cache` must be true or false"),
+        ({"network_mode": "none"}, "the part `network_mode` must be one of isolated, egress"),
+        ({"allowed_domains": "a.org"}, "the part `allowed_domains` must be a JSON array"),
+        ({"allowed_domains": ["a.org", "b c"]}, "entry 2 must be a domain name, `*.` and one,"),
+        ({"allowed_domains": ["0x7f.1"]}, "entry 1 must be a domain name"),
+        ({"dockerfile_path": "../x"}, "must be a relative path that stays inside the source"),
+    ],
+)
+def test_a_refusal_says_what_is_allowed(values: dict[str, Any], message: str) -> None:
+    refusal = refusal_of(**values)
+    assert refusal is not None
+    assert message in refusal.message
+
+
+@given(name=names, value=json_values)
+def test_no_refusal_speaks_of_how_it_is_checked(name: str, value: Any) -> None:
+    if (refusal := refusal_of(**{name: value})) is not None:
+        for word in ("regex", "pattern", "tuple", "dict", "string", "instance", "Input", "[a-z"):
+            assert word not in refusal.message.replace(repr(value), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("build_args", '{"A": "1", "A": "2"}'),
+        ("tags", '{"a": "1", "b": "", "a": "1"}'),
+        ("secrets", '[{"id": "x", "id": "y"}]'),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"the part `{name}` has '\w+' twice"):
+        from_texts({name: text})
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "[1" + "0" * 5000 + "]", '"\\u12"'])
+def test_what_is_not_json_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="the part `tags` is not"):
+        from_texts({"tags": text})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("A.org.", "a.org"), ("*.B.org", "*.b.org"), ("192.0.2.7", "192.0.2.7")]
+)
+def test_an_allowed_domain_is_stored_as_the_proxy_compares_it(written: str, meant: str) -> None:
+    policy = request_of(allowed_domains=[written]).policy
+    assert policy.allowed_domains == (meant,)
