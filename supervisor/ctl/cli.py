@@ -9,8 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from loguru import logger
 
-from supervisor.ctl.commands import build, builds, logs, system, tokens
+from supervisor.ctl.commands import (
+    build,
+    builds,
+    config,
+    contexts,
+    doctor,
+    host,
+    images,
+    logs,
+    queue,
+    retry,
+    system,
+    tokens,
+    top,
+)
 from supervisor.ctl.session import Session
 
 app = typer.Typer(
@@ -32,18 +47,29 @@ def program(
             help="The daemon's UNIX socket. [env: HYPEMAN_SOCKET, or hypeman.sock in RUNTIME_DIR]",
         ),
     ] = None,
-    host: Annotated[
+    url: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="A daemon elsewhere, instead of the socket. [env: HYPEMAN_HOST]"
+            "--host",
+            metavar="URL",
+            help="A daemon elsewhere, instead of the socket. [env: HYPEMAN_HOST]",
         ),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="The API token that goes with --host. [env: HYPEMAN_TOKEN]")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    named: Annotated[
+        str | None,
+        typer.Option(
+            "--context", metavar="NAME", help="A daemon by its name. [env: HYPEMAN_CONTEXT]"
+        ),
+    ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Tell of each request, its id, and where errors come from."),
+    ] = False,
 ) -> None:
-    context.obj = Session(socket=socket, host=host, token=token, debug=debug)
+    context.obj = Session(socket=socket, host=url, token=token, context=named, debug=debug)
 
 
 _COMMANDS: tuple[tuple[str, Callable[..., Any], str], ...] = (
@@ -55,7 +81,13 @@ _COMMANDS: tuple[tuple[str, Callable[..., Any], str], ...] = (
     ("steps", builds.steps, "steps 0mf3k2"),
     ("wait", builds.wait, "wait $(hypeman-ctl build --detach .)"),
     ("cancel", builds.cancel, "cancel 0mf3k2"),
+    ("retry", retry.retry, "retry --detach 0mf3k2"),
     ("rm", builds.remove, "rm $(hypeman-ctl list -q --status failed)"),
+    ("queue", queue.queue, "queue"),
+    ("machines", queue.machines, "machines --format '{id} {memory_mb}'"),
+    ("top", top.top, "top"),
+    ("images", images.images, "images --format '{image_ref} {size_bytes}'"),
+    ("doctor", doctor.doctor, "doctor"),
     ("ready", system.ready, "ready"),
     ("version", system.version, "version"),
     ("completion", system.completion, "completion bash > ~/.bash_completions/hypeman-ctl.sh"),
@@ -63,7 +95,14 @@ _COMMANDS: tuple[tuple[str, Callable[..., Any], str], ...] = (
 for _name, _function, _example in _COMMANDS:
     app.command(_name, epilog=f"Example: hypeman-ctl {_example}")(_function)
 app.command("ps", hidden=True, help="The same as list.")(builds.list_builds)
-app.add_typer(tokens.app, name="token")
+for _group, _app in (
+    ("image", images.app),
+    ("system", host.app),
+    ("config", config.app),
+    ("context", contexts.app),
+    ("token", tokens.app),
+):
+    app.add_typer(_app, name=_group)
 
 
 def main() -> None:
@@ -72,4 +111,5 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What builds print and what files are called need not be valid Unicode.
             stream.reconfigure(errors="backslashreplace")
+    logger.remove()  # what is shared with the daemon logs; here the user is told instead
     app(prog_name=system.PROGRAM)

@@ -10,6 +10,8 @@ Every call raises DaemonUnreachable, ApiError or ProtocolError and nothing else 
 
 from __future__ import annotations
 
+import string
+import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -17,24 +19,34 @@ from typing import Any
 import httpx2
 
 from supervisor.ctl.connection import (
-    Body,
     Connection,
     Endpoint,
-    open_body,
+    Trace,
     open_connection,
     parse_json,
 )
 from supervisor.ctl.errors import ApiError, NotFound, ProtocolError, UsageError
 from supervisor.ctl.follow import EventStream, open_events
-from supervisor.ctl.model import BuildInfo, StepInfo, parse_build, parse_list, parse_step
+from supervisor.ctl.model import (
+    BuildInfo,
+    Json,
+    StepInfo,
+    parse_build,
+    parse_list,
+    parse_object,
+    parse_step,
+)
 from supervisor.ctl.upload import BuildOptions, MultipartBody, Source
 from supervisor.model.ids import ID_LENGTH, parse_build_id
 
 PAGE_SIZE = 1000
 """The API's maximum."""
+_MAX_NAMED = 10
+"""So many builds are named when a beginning fits several."""
+_DIGITS = string.digits + string.ascii_lowercase
+"""What ids are made of, in their order."""
 _UPLOAD_TIMEOUT = httpx2.Timeout(None, connect=10.0)
 """A source may be large and the daemon may check it for a while; what stalls is its to end."""
-_TEXT_TIMEOUT = httpx2.Timeout(60.0)
 
 
 class Client:
@@ -94,26 +106,35 @@ class Client:
         """
         if parse_build_id(name) is not None:
             return name
-        if not (name.isascii() and name.isalnum() and len(name) < ID_LENGTH):
+        if not name or len(name) >= ID_LENGTH or set(name) - set(_DIGITS):
             raise UsageError(
                 f"{name!r} is no build id: {ID_LENGTH} lower-case letters and digits, or fewer",
                 hint="hypeman-ctl list shows the builds",
             )
-        found: list[str] = []
-        path: str | None = f"/builds?limit={PAGE_SIZE}"
-        while path is not None and len(found) < 2:
-            page, path = await self._get_page(path)
-            found += [build.id for build in page if build.id.startswith(name)]
-            if page and page[-1].id < name:
-                break  # ids are ordered by time: no older one can fit
+        # Ids are ordered, and so are the lists: what fits comes right before what follows it.
+        query = {"limit": str(_MAX_NAMED + 1)}
+        if (after := _successor(name)) is not None:
+            query["cursor"] = after
+        page, _ = await self._get_page(f"/builds?{httpx2.QueryParams(query)}")
+        found = [build.id for build in page if build.id.startswith(name)]
         if len(found) > 1:
+            more = "" if len(found) <= _MAX_NAMED else ", and more"
             raise UsageError(
-                f"{name} fits several builds, {found[0]} and {found[1]} among them",
+                f"{name} fits several builds: {', '.join(found[:_MAX_NAMED])}{more}",
                 hint="give more characters of the id",
             )
         if not found:
             raise NotFound(404, "not_found", f"no build's id begins with {name}")
         return found[0]
+
+    async def retry(self, build_id: str, *, idempotency_key: str | None = None) -> BuildInfo:
+        """Build again what has ended, as a new build. Raises NotFound or ApiError 409."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return parse_build(
+            await self._connection.request_json(
+                "POST", f"/builds/{build_id}/retry", headers=headers
+            )
+        )
 
     async def get_build(self, build_id: str) -> BuildInfo:
         """Return a build. Raises NotFound."""
@@ -149,19 +170,62 @@ class Client:
         path = f"/builds/{build_id}/logs"
         return open_events(self._connection, path, follow=follow, on_interruption=on_interruption)
 
-    @asynccontextmanager
-    async def open_log_text(self, build_id: str) -> AsyncIterator[Body]:
-        """Yield the log as it is now, as text. Raises NotFound."""
-        async with (
-            self._connection.open_response(
-                "GET",
-                f"/builds/{build_id}/logs",
-                headers={"Accept": "text/plain"},
-                patience=_TEXT_TIMEOUT,
-            ) as response,
-            open_body(response) as body,
-        ):
-            yield body
+    async def queue(self) -> Json:
+        """Return what runs and what waits."""
+        return parse_object(await self._connection.request_json("GET", "/queue"), "the queue")
+
+    async def list_machines(self) -> Sequence[Json]:
+        """Return the machines. For administrators."""
+        return parse_list(await self._connection.request_json("GET", "/machines"), "machines")
+
+    async def list_images(self, *, repository: str | None = None) -> list[Json]:
+        """Return all images by name, or those of one repository."""
+        query = {"limit": str(PAGE_SIZE)}
+        if repository is not None:
+            query["repository"] = repository
+        path: str | None = f"/images?{httpx2.QueryParams(query)}"
+        images: list[Json] = []
+        while path is not None:
+            async with self._connection.open_response("GET", path) as response:
+                images += parse_list(parse_json(await response.aread()), "images")
+                path = _next_page(response)
+        return images
+
+    async def get_image(self, name: str) -> Json:
+        """Return an image with its documents. Raises NotFound."""
+        answer = await self._connection.request_json("GET", f"/images/{_quote(name)}")
+        return parse_object(answer, "an image")
+
+    async def remove_image(self, name: str) -> None:
+        """Remove a tag, and the image with its last one. Raises NotFound or ApiError 409."""
+        await self._connection.request_json("DELETE", f"/images/{_quote(name)}")
+
+    async def prune_images(self, **wish: Any) -> Json:
+        """Remove images without a tag; return what went."""
+        return await self._prune("/images/prune", wish)
+
+    async def prune_system(self, **wish: Any) -> Json:
+        """Remove what nothing can use; return what went. For administrators."""
+        return await self._prune("/system/prune", wish)
+
+    async def disk_usage(self) -> Sequence[Json]:
+        """Return what takes up room. For administrators."""
+        return parse_list(await self._connection.request_json("GET", "/system/df"), "usages")
+
+    async def system_info(self) -> Json:
+        """Return facts about daemon and host. For administrators."""
+        answer = await self._connection.request_json("GET", "/system/info")
+        return parse_object(answer, "a description of the daemon")
+
+    async def system_config(self) -> Sequence[Json]:
+        """Return the settings in effect. For administrators."""
+        return parse_list(await self._connection.request_json("GET", "/system/config"), "settings")
+
+    async def _prune(self, path: str, wish: Mapping[str, Any]) -> Json:
+        answer = await self._connection.request_json(
+            "POST", path, json=dict(wish), patience=_UPLOAD_TIMEOUT
+        )
+        return parse_object(answer, "what was removed")
 
     async def create_token(
         self,
@@ -208,10 +272,23 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(endpoint: Endpoint) -> AsyncIterator[Client]:
+async def open_client(endpoint: Endpoint, trace: Trace = lambda _: None) -> AsyncIterator[Client]:
     """Yield a client of the daemon at `endpoint`; nothing is sent before the first call."""
-    async with open_connection(endpoint) as connection:
+    async with open_connection(endpoint, trace) as connection:
         yield Client(connection)
+
+
+def _quote(name: str) -> str:
+    return urllib.parse.quote(name, safe="/:@")
+
+
+def _successor(prefix: str) -> str | None:
+    """Return the least id that follows every id with that beginning, None if none does."""
+    kept = prefix.rstrip(_DIGITS[-1])
+    if not kept:
+        return None
+    following = _DIGITS[_DIGITS.index(kept[-1]) + 1]
+    return (kept[:-1] + following).ljust(ID_LENGTH, _DIGITS[0])
 
 
 def _next_page(response: httpx2.Response) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import trio
 
+from supervisor.ctl.contexts import choose_context
 from supervisor.ctl.errors import (
     ApiError,
     CtlError,
@@ -26,6 +27,7 @@ from supervisor.ctl.errors import (
 )
 
 SOCKET_NAME = "hypeman.sock"
+REQUEST_ID = "X-Request-Id"
 DEFAULT_RUNTIME_DIR = Path("/run/hypeman")
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 60.0
@@ -51,23 +53,31 @@ def find_endpoint(
     socket: Path | None = None,
     host: str | None = None,
     token: str | None = None,
+    context: str | None = None,
     environ: Mapping[str, str],
 ) -> Endpoint:
-    """Return the daemon that the options name, then the environment, then the local default.
+    """Return the daemon that is meant: by an option, by a variable, by the current context.
 
-    Raises UsageError if the options contradict each other or the URL is none.
+    Without any of them it is the local one. Raises UsageError if the options contradict each other,
+    the URL is none, or there is no such context.
     """
-    if socket is not None and host is not None:
-        raise UsageError("--socket and --host exclude each other; give one of them")
-    if socket is None and (host := host or environ.get("HYPEMAN_HOST")):
+    if sum(option is not None for option in (socket, host, context)) > 1:
+        raise UsageError("--socket, --host and --context exclude each other; give one of them")
+    if context is None and socket is None:
+        host = host or environ.get("HYPEMAN_HOST")
+        if host is None and (named := environ.get("HYPEMAN_SOCKET")):
+            socket = Path(named)
+    if socket is None and host is None:
+        target = choose_context(context, environ)
+        if target is not None:
+            host, token = target.host, token or target.token
+    if socket is None and host:
         if host.startswith("unix://"):
             return Endpoint(socket=Path(host.removeprefix("unix://")))
         token = token or environ.get("HYPEMAN_TOKEN") or ""
         if not token.isascii() or any(char.isspace() for char in token):
             raise UsageError("the token holds characters that no token has")
         return Endpoint(url=_parse_url(host), token=token)
-    if socket is None and (named := environ.get("HYPEMAN_SOCKET")):
-        socket = Path(named)
     if socket is None:
         socket = Path(environ.get("RUNTIME_DIR") or DEFAULT_RUNTIME_DIR) / SOCKET_NAME
     return Endpoint(socket=socket)
@@ -84,12 +94,17 @@ def _parse_url(host: str) -> str:
     return url.rstrip("/")
 
 
+Trace = Callable[[str], None]
+"""Told what is sent and what comes back, one line each."""
+
+
 class Connection:
     """An HTTP client bound to one daemon; use `open_connection`."""
 
-    def __init__(self, endpoint: Endpoint, http: httpx2.AsyncClient) -> None:
+    def __init__(self, endpoint: Endpoint, http: httpx2.AsyncClient, trace: Trace) -> None:
         self.endpoint = endpoint
         self._http = http
+        self._trace = trace
 
     @asynccontextmanager
     async def open_response(
@@ -102,8 +117,14 @@ class Connection:
         request = self._http.build_request(
             method, path, timeout=patience or self._http.timeout, **options
         )
+        target = f"{method} {request.url.raw_path.decode()}"
+        self._trace(f"> {target} at {self.endpoint}")
+        began = trio.current_time()
         with _Translate(self.endpoint):
             response = await self._http.send(request, stream=True)
+            took = trio.current_time() - began
+            name = response.headers.get(REQUEST_ID, "without an id")
+            self._trace(f"< {target}: {response.status_code} after {took:.3f} s, request {name}")
             try:
                 if response.status_code >= 400:
                     raise await _parse_error(response)
@@ -162,7 +183,9 @@ async def open_body(response: httpx2.Response) -> AsyncIterator[Body]:
 
 
 @asynccontextmanager
-async def open_connection(endpoint: Endpoint) -> AsyncIterator[Connection]:
+async def open_connection(
+    endpoint: Endpoint, trace: Trace = lambda _: None
+) -> AsyncIterator[Connection]:
     """Yield a connection to the daemon; nothing is sent before the first request."""
     timeout = httpx2.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
     headers = {"User-Agent": "hypeman-ctl"}
@@ -181,7 +204,7 @@ async def open_connection(endpoint: Endpoint) -> AsyncIterator[Connection]:
     else:
         client = httpx2.AsyncClient(base_url=endpoint.url, headers=headers, timeout=timeout)
     async with client:
-        yield Connection(endpoint, client)
+        yield Connection(endpoint, client, trace)
 
 
 def parse_json(data: bytes) -> Any:
@@ -251,5 +274,5 @@ async def _parse_error(response: httpx2.Response) -> ApiError:
         message,
         details=details,
         retry_after_seconds=int(retry_after) if retry_after.isdecimal() else None,
-        request_id=response.headers.get("x-request-id", ""),
+        request_id=response.headers.get(REQUEST_ID, ""),
     )

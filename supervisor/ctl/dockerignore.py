@@ -221,7 +221,7 @@ def _convert_class(go: str, at: int) -> tuple[str, int]:
             raise _NotUnderstoodError
         low, at = _class_char(go, at)
         high = low
-        if go[at : at + 1] == "-" and go[at + 1 : at + 2] not in ("]", ""):
+        if go[at : at + 1] == "-":
             high, at = _class_char(go, at + 1)
             if high < low or high >= "\ud800":
                 raise _NotUnderstoodError
@@ -231,8 +231,8 @@ def _convert_class(go: str, at: int) -> tuple[str, int]:
 
 
 def _class_char(go: str, at: int) -> tuple[str, int]:
-    if at >= len(go):
-        raise _NotUnderstoodError
+    if at >= len(go) or go[at] in "-]":
+        raise _NotUnderstoodError  # BuildKit refuses these two unless they are escaped
     if go[at] == "\\":
         return _escaped(go, at), at + 2
     return _plain(go[at]), at + 1

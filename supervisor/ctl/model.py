@@ -97,17 +97,24 @@ class StepChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Other:
+    """What only `raw` tells of: a request to the network, or what a newer daemon may have."""
+
+    timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One event of a build with its place in the stream."""
 
     id: str
-    data: LogLine | StatusChange | StepChange
+    data: LogLine | StatusChange | StepChange | Other
     raw: Json = field(repr=False)
 
 
 def parse_build(value: Any) -> BuildInfo:
     """Return the build that `value` describes. Raises ProtocolError if it is none."""
-    build = _object(value, "a build")
+    build = parse_object(value, "a build")
     return BuildInfo(
         id=_required(build, "id"),
         status=_required(build, "status"),
@@ -129,7 +136,7 @@ def parse_build(value: Any) -> BuildInfo:
 
 def parse_step(value: Any) -> StepInfo:
     """Return the step that `value` describes. Raises ProtocolError if it is none."""
-    step = _object(value, "a step")
+    step = parse_object(value, "a step")
     return StepInfo(
         digest=_required(step, "digest"),
         name=step.get("name") or "",
@@ -141,10 +148,10 @@ def parse_step(value: Any) -> StepInfo:
 
 
 def parse_event(event_id: str, value: Any) -> Event | None:
-    """Return the event, or None for a heartbeat and for types that a newer daemon may have."""
-    raw = _object(value, "an event")
+    """Return the event, or None for a heartbeat."""
+    raw = parse_object(value, "an event")
     timestamp = str(raw.get("timestamp") or "")
-    data: LogLine | StatusChange | StepChange
+    data: LogLine | StatusChange | StepChange | Other
     match raw.get("type"):
         case "log":
             content = str(raw.get("content") or "")
@@ -156,8 +163,10 @@ def parse_event(event_id: str, value: Any) -> Event | None:
             data = StatusChange(_required(raw, "status"), timestamp, error, code)
         case "step":
             data = StepChange(parse_step(raw.get("step")), timestamp)
-        case _:
+        case "heartbeat":
             return None
+        case _:
+            data = Other(timestamp)
     return Event(event_id, data, raw)
 
 
@@ -168,7 +177,8 @@ def parse_list(value: Any, what: str) -> Sequence[Any]:
     return value
 
 
-def _object(value: Any, what: str) -> Json:
+def parse_object(value: Any, what: str) -> Json:
+    """Return `value` if it is an object. Raises ProtocolError otherwise."""
     if not isinstance(value, Mapping):
         raise ProtocolError(f"the daemon answered something that is not {what}")
     return value

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rich.cells import cell_len
 
 from supervisor.ctl.errors import ApiError, CtlError
+from supervisor.ctl.template import Template
 from supervisor.ctl.terminal import clean_line
 
-_FIELD = re.compile(r"\{([a-z0-9_.]*)\}")
-_ESCAPED = {r"\t": "\t", r"\n": "\n"}
 _STYLES = {
     "ready": "32",
     "failed": "31",
@@ -48,11 +46,6 @@ class Output:
         """Write data as it is."""
         self.data.write(text)
 
-    def write_bytes(self, data: bytes) -> None:
-        """Write data that need not be text."""
-        self.data.flush()
-        self.data.buffer.write(data)
-
     def line(self, text: str) -> None:
         """Write a line of data."""
         self.data.write(f"{text}\n")
@@ -64,23 +57,14 @@ class Output:
             json.dumps(value, ensure_ascii=False, indent=2 if self.data_is_terminal else None)
         )
 
-    def formatted(self, template: str, value: Mapping[str, Any]) -> None:
-        """Write a line with the `{fields}` of `value` filled in; `{a.b}` looks inside."""
-        self.line(fill(template, value))
+    def formatted(self, template: Template, value: Mapping[str, Any]) -> None:
+        """Write a line with the `{fields}` of `value` filled in."""
+        self.line(template.fill(value))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write aligned columns, never cut short."""
-        shown = [[clean_line(cell, colours=False) for cell in row] for row in rows]
-        widths = [
-            max([cell_len(column), *(cell_len(row[at]) for row in shown)])
-            for at, column in enumerate(columns)
-        ]
-        for row in [list(columns), *shown]:
-            cells = [
-                self.styled(cell) + " " * (width - cell_len(cell))
-                for cell, width in zip(row, widths, strict=True)
-            ]
-            self.data.write("  ".join(cells).rstrip() + "\n")
+        for line in align(columns, rows, self.styled):
+            self.data.write(f"{line}\n")
         self.data.flush()
 
     def styled(self, text: str, style: str | None = None) -> str:
@@ -95,8 +79,11 @@ class Output:
         self.messages.write(f"{text}\n")
         self.messages.flush()
 
-    def error(self, error: CtlError) -> None:
-        """Tell what went wrong and what to do, in as few lines as possible."""
+    def error(self, error: CtlError, *, debug: bool = False) -> None:
+        """Tell what went wrong and what to do, in as few lines as possible.
+
+        With `debug`, also under which id the daemon's log may have more of it.
+        """
         self.note(f"hypeman-ctl: {clean_line(error.message, colours=False)}")
         if isinstance(error, ApiError):
             for detail in error.details:
@@ -104,26 +91,34 @@ class Output:
                     self.note(f"  {clean_line(detail, colours=False)}")
             if error.retry_after_seconds is not None:
                 self.note(f"  try again in {error.retry_after_seconds} s")
+            if debug and error.request_id:
+                name = clean_line(error.request_id, colours=False)
+                self.note(f"  code {error.code}, HTTP {error.status}, request {name}")
         if error.hint:
             self.note(f"  {error.hint}")
+
+
+def align(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    styled: Callable[[str], str] = lambda cell: cell,
+) -> list[str]:
+    """Return the lines of a table; `styled` may add what takes up no room."""
+    shown = [[clean_line(cell, colours=False) for cell in row] for row in rows]
+    widths = [
+        max([cell_len(column), *(cell_len(row[at]) for row in shown)])
+        for at, column in enumerate(columns)
+    ]
+    lines = []
+    for row in [list(columns), *shown]:
+        cells = [
+            styled(cell) + " " * (width - cell_len(cell))
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def colours_wanted() -> bool:
     """Say whether colours may be used where there is a terminal (no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def fill(template: str, value: Mapping[str, Any]) -> str:
-    """Return the template with its `{fields}` filled in; absent ones are empty."""
-
-    def look_up(match: re.Match[str]) -> str:
-        found: Any = value
-        for name in filter(None, match[1].split(".")):
-            found = found.get(name) if isinstance(found, Mapping) else None
-        if found is None:
-            return ""
-        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-
-    for escape, char in _ESCAPED.items():
-        template = template.replace(escape, char)
-    return _FIELD.sub(look_up, template)

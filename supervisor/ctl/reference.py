@@ -22,15 +22,23 @@ _HEAD = f"""\
 
 Data goes to standard output, progress and messages to standard error. Statuses are coloured on a
 terminal unless `NO_COLOR` is set. `--json` writes what the API answers; `--format` fills the
-`{{fields}}` of that JSON into a text: `{{a.b}}` looks inside, `\\t` and `\\n` are tab and line end.
+`{{fields}}` of that JSON into a text: `{{a.b}}` looks inside, `{{}}` is all of it, `\\t` and `\\n`
+are tab and line end. A field that does not exist is a mistake (2); one that has no value is empty.
 A build's id may be shortened to any unique beginning.
+
+Which daemon is meant: `--socket`, `--host` or `--context`; else the variables below; else the
+context that `context use` has chosen; else the socket of this host.
+
+Ctrl-C on a build that is followed asks whether to detach or to cancel it. A second one cancels it,
+and so does the first where there is no terminal to ask on. During an upload it ends the upload, and
+there is no build.
 
 | exit code | meaning |
 |---|---|
 | 0 | done; of a build: its image is there |
 | 1 | the build failed |
 | 2 | the command line, the directory or the request must change |
-| 3 | the daemon cannot be reached, or cannot start builds |
+| 3 | the daemon cannot be reached, or builds cannot start |
 | 70 | a mistake of this program; `--debug` shows where |
 | 130 | interrupted, or the build was cancelled |
 
@@ -39,6 +47,8 @@ A build's id may be shortened to any unique beginning.
 | `HYPEMAN_HOST` | URL of a daemon elsewhere, as `--host`; `unix:///path` is a socket |
 | `HYPEMAN_TOKEN` | the API token for it, as `--token` |
 | `HYPEMAN_SOCKET` | the socket of the local daemon, as `--socket` |
+| `HYPEMAN_CONTEXT` | a context by its name, as `--context` |
+| `XDG_CONFIG_HOME` | contexts are in its `hypeman/contexts.json`; `~/.config` if unset |
 | `RUNTIME_DIR` | where the local daemon's `hypeman.sock` is, `/run/hypeman` if unset |
 """
 

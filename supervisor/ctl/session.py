@@ -18,6 +18,7 @@ from supervisor.ctl.client import Client, open_client
 from supervisor.ctl.connection import find_endpoint
 from supervisor.ctl.errors import EXIT_INTERRUPTED, EXIT_OK, CtlError
 from supervisor.ctl.output import Output
+from supervisor.ctl.terminal import clean_line
 
 EXIT_BUG = 70
 """EX_SOFTWARE of sysexits(3): a mistake in this program, whose report is wanted."""
@@ -34,6 +35,7 @@ class Session:
     socket: Path | None = None
     host: str | None = None
     token: str | None = None
+    context: str | None = None
     debug: bool = False
     out: Output = field(default_factory=Output)
     _on_interrupt: Callable[[], None] | None = None
@@ -52,12 +54,20 @@ class Session:
 
         async def connect_and_run() -> int:
             endpoint = find_endpoint(
-                socket=self.socket, host=self.host, token=self.token, environ=os.environ
+                socket=self.socket,
+                host=self.host,
+                token=self.token,
+                context=self.context,
+                environ=os.environ,
             )
-            async with open_client(endpoint) as client:
+            async with open_client(endpoint, self._trace) as client:
                 return await command(self, client) or EXIT_OK
 
         self.finish(lambda: trio.run(self._run_with_signals, connect_and_run))
+
+    def _trace(self, line: str) -> None:
+        if self.debug:
+            self.out.note(clean_line(line, colours=False))
 
     def finish(self, work: Callable[[], int]) -> None:
         """End the program with the exit code of `work`; errors are told in a sentence."""
@@ -69,7 +79,7 @@ class Session:
                 traceback.print_exception(group)
             errors = _leaves(group)
             for error in errors:
-                self.out.error(error)
+                self.out.error(error, debug=self.debug)
             code = errors[0].exit_code
         except* KeyboardInterrupt:
             code = EXIT_INTERRUPTED

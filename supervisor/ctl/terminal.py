@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from supervisor.runtime.clock import wall_clock
+
 _ESCAPES = re.compile(
     r"(?P<colour>\x1b\[[0-9;]{0,64}m)"
     r"|\x1b\[[0-?]*[ -/]*[@-~]"  # other control sequences
@@ -56,6 +58,18 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def format_age(text: str | None) -> str:
+    """Return how long ago an RFC 3339 time is: `12s ago`, `3d04h ago`; empty if there is none."""
+    at = parse_time(text)
+    if at is None:
+        return ""
+    seconds = round(max(0.0, wall_clock() - at))
+    if seconds < 60:
+        return f"{seconds}s ago"
+    days, hours = divmod(seconds // 3600, 24)
+    return f"{days}d{hours:02}h ago" if days else f"{format_seconds(seconds)} ago"
 
 
 def parse_time(text: str | None) -> float | None:

@@ -24,6 +24,7 @@ from supervisor.model.ids import BuildId
 from supervisor.model.times import rfc3339
 from supervisor.runtime.threads import Threads
 from tests.fakes.build_service import FakeBuilds
+from tests.fakes.operations import FakeImages, FakeOperator
 
 API_KEY = b"a" * 32
 DIGEST = f"sha256:{'d' * 64}"
@@ -132,8 +133,11 @@ def ctl_env(more: dict[str, str] | None = None) -> dict[str, str]:
 def deps(tmp_path: Path) -> ApiDeps:
     builds_dir = tmp_path / "builds"
     builds_dir.mkdir()
+    fake = FakeBuilds(builds_dir)
     return ApiDeps(
-        builds=FakeBuilds(builds_dir),
+        builds=fake,
+        images=FakeImages(),
+        operator=FakeOperator(fake),
         settings=Settings(
             data_dir=tmp_path, runtime_dir=tmp_path, host="127.0.0.1", port=0, http_grace=0.1
         ),

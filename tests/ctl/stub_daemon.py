@@ -16,6 +16,7 @@ from supervisor.model.build import Status
 from supervisor.runtime.threads import Threads
 from tests.ctl.conftest import Daemon, no_registry
 from tests.fakes.build_service import FakeBuilds
+from tests.fakes.operations import FakeImages, FakeOperator
 
 
 async def main(outcome: str) -> None:
@@ -26,6 +27,8 @@ async def main(outcome: str) -> None:
     fake = FakeBuilds(directory)
     deps = ApiDeps(
         builds=fake,
+        images=FakeImages(),
+        operator=FakeOperator(fake),
         settings=settings,
         keys=load_keys(settings),
         threads=Threads(),

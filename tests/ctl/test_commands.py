@@ -86,7 +86,7 @@ async def test_a_build_is_found_by_any_unique_beginning_of_its_id(
     result = await daemon.run_ctl("show", "--format", "{id}", first[:3])
     assert result.out == f"{first}\n"
     for name, words in (
-        ("1", f"1 fits several builds, {third} and {second} among them"),
+        ("1", f"1 fits several builds: {third}, {second}"),
         ("2", "no build's id begins with 2"),
         ("x/y", "is no build id"),
         ("0" * 24, f"there is no build {'0' * 24}"),
@@ -132,6 +132,25 @@ async def test_a_log_goes_to_a_pipe_byte_for_byte(daemon: Daemon, client: Client
     assert [json.loads(line)["type"] for line in events.out.splitlines()] == [
         "status", "step", "log", "log", "step", "status",
     ]  # fmt: skip
+
+
+async def test_events_of_other_kinds_are_in_the_json_and_nowhere_else(
+    daemon: Daemon, client: Client
+) -> None:
+    build_id = await submit(client)
+    for event in (
+        b'{"type": "egress", "timestamp": "2027-01-15T08:00:00Z", "egress": {"host": "a"}}',
+        b'{"type": "heartbeat", "timestamp": "2027-01-15T08:00:00Z"}',
+    ):
+        daemon.put_event(build_id, event)
+    daemon.play(build_id, Status.READY, "a line")
+    events = await daemon.run_ctl("logs", "--json", build_id)
+    kinds = [json.loads(line)["type"] for line in events.out.splitlines()]
+    assert kinds.count("egress") == 1
+    assert "heartbeat" not in kinds
+    assert (await daemon.run_ctl("logs", "-t", build_id)).out.endswith(" a line\n")
+    attached = await daemon.run_ctl("attach", build_id)
+    assert (attached.code, "egress" in attached.err) == (0, False)
 
 
 async def test_a_log_is_followed_while_it_grows(daemon: Daemon, client: Client) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -11,9 +10,20 @@ from typing import Annotated
 import trio
 import typer
 
+from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.builds import parse_pairs, write_ending
-from supervisor.ctl.commands.options import AsJson, Quiet, Template
+from supervisor.ctl.commands.builds import parse_pairs
+from supervisor.ctl.commands.listing import parse_how
+from supervisor.ctl.commands.options import (
+    AsJson,
+    Detach,
+    IdempotencyKey,
+    ProgressKind,
+    Quiet,
+    Template,
+    parse_amount,
+)
+from supervisor.ctl.commands.outcome import finish
 from supervisor.ctl.context import Survey, printable
 from supervisor.ctl.errors import CtlError, UsageError
 from supervisor.ctl.model import BuildInfo
@@ -23,10 +33,9 @@ from supervisor.ctl.session import Session, session_of
 from supervisor.ctl.source import DirectorySource, StreamSource, open_source, plan_source_sync
 from supervisor.ctl.terminal import format_bytes
 from supervisor.ctl.upload import BuildOptions
-from supervisor.ctl.watch import Progress, open_view, watch
+from supervisor.ctl.watch import Progress, open_view
 from supervisor.model.build import NetworkMode
 
-_AMOUNT = re.compile(r"(\d{1,9})([a-z]{0,2})")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _MEBIBYTES = {"": 1, "m": 1, "mb": 1, "g": 1024, "gb": 1024}
 _REDRAW_SECONDS = 0.1
@@ -80,13 +89,9 @@ def build(
     allow_domain: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="With egress: only these, *.NAME too.")
     ] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Asking again with it gives the first build.")
-    ] = None,
-    progress: Annotated[Progress, typer.Option(help="How to show progress.")] = Progress.AUTO,
-    detach: Annotated[
-        bool, typer.Option("--detach", "-d", help="Write the id once it is taken in, and leave.")
-    ] = False,
+    idempotency_key: IdempotencyKey = None,
+    progress: ProgressKind = Progress.AUTO,
+    detach: Detach = False,
     as_json: AsJson = False,
     template: Template = None,
     quiet: Quiet = False,
@@ -102,6 +107,7 @@ def build(
     shown = Progress.QUIET if quiet else progress
 
     async def command(session: Session, client: Client) -> int | None:
+        how = parse_how(fields.BUILD, as_json=as_json, template=template, quiet=quiet)
         options = BuildOptions(
             target=target,
             build_args=_parse_build_args(build_arg or []),
@@ -119,31 +125,13 @@ def build(
         planned = await trio.to_thread.run_sync(
             plan_source_sync, path, file, abandon_on_cancel=True
         )
-        view = open_view(session, shown)
+        view = None if detach else open_view(session, shown)
         info = await _upload(
             session.out, client, planned, options,
             idempotency_key=idempotency_key, is_quiet=shown is Progress.QUIET,
         )  # fmt: skip
-        code = None
-        if detach:
-            if not (as_json or template):
-                session.out.line(info.id)
-                return None
-        else:
-            watched = await watch(session, client, info.id, view)
-            info = await client.get_build(info.id)
-            code = watched.exit_code
-            if shown is not Progress.QUIET:
-                write_ending(session.out, info)
-        if as_json:
-            session.out.json(info.raw)
-        elif template is not None:
-            session.out.formatted(template, info.raw)
-        elif quiet:
-            session.out.line(info.id)
-        elif info.is_ready:
-            session.out.line(f"{info.image_ref}@{info.image_digest}")
-        return code
+        is_quiet = shown is Progress.QUIET
+        return await finish(session, client, info, how, view=view, is_quiet=is_quiet)
 
     session_of(context).run(command)
 
@@ -250,11 +238,4 @@ def _parse_secret(text: str) -> dict[str, str]:
 
 
 def _parse_amount(text: str | None, units: Mapping[str, int], option: str) -> int | None:
-    """Return a number with a unit in the first one of `units`."""
-    if text is None:
-        return None
-    match = _AMOUNT.fullmatch(text.lower())
-    if match is None or match[2] not in units:
-        known = ", ".join(unit for unit in units if unit)
-        raise UsageError(f"{option} {text}: expected a whole number, with {known} behind it or not")
-    return int(match[1]) * units[match[2]]
+    return None if text is None else parse_amount(text, units, option)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import trio
 import typer
 
+from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.options import AsJson, BuildName, BuildNames, Quiet, Template
+from supervisor.ctl.commands.listing import parse_how, write_record, write_records
+from supervisor.ctl.commands.options import (
+    AsJson,
+    BuildName,
+    BuildNames,
+    ProgressKind,
+    Quiet,
+    Template,
+)
 from supervisor.ctl.errors import EXIT_BUILD_FAILED, EXIT_OK, CtlError, UsageError
 from supervisor.ctl.model import BuildInfo, StepInfo
 from supervisor.ctl.output import Output
 from supervisor.ctl.session import Session, session_of
-from supervisor.ctl.terminal import clean_line, format_seconds, parse_time
+from supervisor.ctl.terminal import clean_line, format_age, format_seconds, parse_time
 from supervisor.ctl.watch import Progress, open_view, watch
 from supervisor.model.build import Phase, Status
 from supervisor.runtime.clock import wall_clock
@@ -39,11 +49,16 @@ def list_builds(
     """List builds, newest first."""
 
     async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.BUILD, as_json=as_json, template=template, quiet=quiet)
         tags = parse_pairs(label or (), "--label")
         builds = await client.list_builds(
             status=str(status) if status else None, tags=tags, most=limit
         )
-        _write_list(session.out, builds, as_json=as_json, template=template, quiet=quiet)
+        now = wall_clock()
+        rows = {info.id: _list_row(info, now) for info in builds}
+        columns = ["BUILD", "STATUS", "CREATED", "TIME", "RESULT"]
+        records = [info.raw for info in builds]
+        write_records(session.out, how, records, columns, lambda each: rows[each["id"]])
 
     session_of(context).run(command)
 
@@ -54,13 +69,9 @@ def show(
     """Show all that is known about a build."""
 
     async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.BUILD, as_json=as_json, template=template)
         info = await client.get_build(await client.resolve(build))
-        if as_json:
-            session.out.json(info.raw)
-        elif template is not None:
-            session.out.formatted(template, info.raw)
-        else:
-            write_build(session.out, info)
+        write_record(session.out, how, info.raw, lambda: write_build(session.out, info))
 
     session_of(context).run(command)
 
@@ -71,16 +82,13 @@ def steps(
     """List the steps that BuildKit has run for a build."""
 
     async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.STEP, as_json=as_json, template=template)
         found = await client.list_steps(await client.resolve(build))
-        if as_json:
-            session.out.json([raw for _, raw in found])
-        elif template is not None:
-            for _, raw in found:
-                session.out.formatted(template, raw)
-        else:
-            begun = sorted((step for step, _ in found), key=lambda step: step.started_at or "~")
-            rows = [[*_describe_step(step), step.name] for step in begun]
-            session.out.table(["STATE", "TIME", "STEP"], rows)
+        found = sorted(found, key=lambda each: each[0].started_at or "~")
+        rows = {step.digest: [*_describe_step(step), step.name] for step, _ in found}
+        records = [raw for _, raw in found]
+        columns = ["STATE", "TIME", "STEP"]
+        write_records(session.out, how, records, columns, lambda each: rows[each["digest"]])
 
     session_of(context).run(command)
 
@@ -97,7 +105,7 @@ def remove(
         bool, typer.Option("--force", "-f", help="Cancel those that are not finished first.")
     ] = False,
 ) -> None:
-    """Remove the records, logs and sources of finished builds. Images stay in the registry."""
+    """Remove finished builds: records, logs, sources, and images without a name of their own."""
 
     async def purge(client: Client, build_id: str) -> None:
         if force and not (await client.get_build(build_id)).is_final:
@@ -109,11 +117,16 @@ def remove(
 
 
 def wait(
-    context: typer.Context, builds: BuildNames, as_json: AsJson = False, quiet: Quiet = False
+    context: typer.Context,
+    builds: BuildNames,
+    as_json: AsJson = False,
+    template: Template = None,
+    quiet: Quiet = False,
 ) -> None:
     """Wait until builds have ended. Exit 0 if all are ready, 1 if one is not."""
 
     async def command(session: Session, client: Client) -> int:
+        how = parse_how(fields.BUILD, as_json=as_json, template=template, quiet=quiet)
         code = EXIT_OK
         for name in builds:
             build_id = await client.resolve(name)
@@ -121,12 +134,8 @@ def wait(
             info = await client.get_build(build_id)
             if not info.is_ready:
                 code = EXIT_BUILD_FAILED
-            if as_json:
-                session.out.json(info.raw)
-            elif quiet:
-                session.out.line(info.id)
-            else:
-                session.out.line(f"{info.id} {session.out.styled(info.status)}")
+            text = f"{info.id} {session.out.styled(info.status)}"
+            write_record(session.out, how, info.raw, partial(session.out.line, text), info.id)
         return code
 
     session_of(context).run(command)
@@ -135,7 +144,7 @@ def wait(
 def attach(
     context: typer.Context,
     build: BuildName,
-    progress: Annotated[Progress, typer.Option(help="How to show progress.")] = Progress.AUTO,
+    progress: ProgressKind = Progress.AUTO,
 ) -> None:
     """Follow a build that is running, with the same progress and exit code as `build`."""
 
@@ -218,24 +227,10 @@ def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _write_list(
-    out: Output, builds: Sequence[BuildInfo], *, as_json: bool, template: str | None, quiet: bool
-) -> None:
-    if as_json:
-        out.json([info.raw for info in builds])
-        return
-    for info in builds:
-        if quiet:
-            out.line(info.id)
-        elif template is not None:
-            out.formatted(template, info.raw)
-    if not quiet and template is None:
-        now = wall_clock()
-        rows = [
-            [info.id, info.status, _age(info, now), _took(info, now), _summary(info)]
-            for info in builds
-        ]
-        out.table(["BUILD", "STATUS", "CREATED", "TIME", "RESULT"], rows)
+def _list_row(info: BuildInfo, now: float) -> list[str]:
+    return [
+        info.id, info.status, format_age(info.created_at), _took(info, now), _summary(info),
+    ]  # fmt: skip
 
 
 def _summary(info: BuildInfo) -> str:
@@ -244,11 +239,6 @@ def _summary(info: BuildInfo) -> str:
     if info.queue_position is not None:
         return f"number {info.queue_position} in the queue"
     return info.error_code or ""
-
-
-def _age(info: BuildInfo, now: float) -> str:
-    created = parse_time(info.created_at)
-    return f"{format_seconds(round(max(0.0, now - created)))} ago" if created is not None else ""
 
 
 def _took(info: BuildInfo, now: float) -> str:
@@ -293,7 +283,7 @@ def _for_each(
                 build_id = await client.resolve(name)
                 await act(client, build_id)
             except CtlError as exc:
-                session.out.error(exc)
+                session.out.error(exc, debug=session.debug)
                 code = exc.exit_code
             else:
                 session.out.line(build_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -44,9 +43,6 @@ def logs(
 
     async def command(session: Session, client: Client) -> None:
         build_id = await client.resolve(build)
-        if not (follow or timestamps or since or as_json or session.out.data_is_terminal):
-            await _copy_text(session, client, build_id)
-            return
         earliest = _parse_since(since) if since is not None else None
         await _write_events(
             session,
@@ -59,13 +55,6 @@ def logs(
         )
 
     session_of(context).run(command)
-
-
-async def _copy_text(session: Session, client: Client, build_id: str) -> None:
-    async with client.open_log_text(build_id) as body:
-        while piece := await body.receive():
-            session.out.write_bytes(piece)
-    sys.stdout.flush()
 
 
 async def _write_events(

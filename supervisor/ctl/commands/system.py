@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.options import AsJson
+from supervisor.ctl.commands.listing import parse_how, write_record
+from supervisor.ctl.commands.options import AsJson, Template
 from supervisor.ctl.errors import EXIT_OK, EXIT_UNREACHABLE, CtlError
 from supervisor.ctl.session import Session, session_of
 
@@ -25,10 +27,11 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
-def version(context: typer.Context, as_json: AsJson = False) -> None:
+def version(context: typer.Context, as_json: AsJson = False, template: Template = None) -> None:
     """Write the versions of this program and of the daemon's API."""
 
     async def command(session: Session, client: Client) -> int:
+        how = parse_how(fields.VERSIONS, as_json=as_json, template=template)
         versions: dict[str, str | None] = {"client": distribution_version("hypeman")}
         failure: CtlError | None = None
         try:
@@ -36,11 +39,12 @@ def version(context: typer.Context, as_json: AsJson = False) -> None:
         except CtlError as exc:
             versions["api"] = None
             failure = exc
-        if as_json:
-            session.out.json(versions)
-        else:
+
+        def write() -> None:
             for name, value in versions.items():
                 session.out.line(f"{name:<7} {value or 'unknown'}")
+
+        write_record(session.out, how, versions, write)
         if failure is not None:
             session.out.note(f"{PROGRAM}: {failure.message}")
             return failure.exit_code

@@ -135,6 +135,7 @@ def test_lines_are_cleaned_as_buildkit_cleans_them(text: bytes, patterns: list[s
     [
         "!",  # BuildKit refuses it
         "[a", "a[", "*[", "a*\\", "[z-a]*",  # malformed, in one way or the other
+        "[]a]", "[-]", "[x-]", "[-x]", "[a-b-c]",  # and so is what is not escaped there
         "src\\test*", "\\d*", "*\\é",  # escapes that Go's regular expressions interpret
         "[[:alpha:]]", "a|b*", "a{2}*",  # and other syntax of theirs
         "\udcfcber", "*\ufffd", "\ufeff*", "[a-\ufffe]",  # bytes that are no text to Go

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from supervisor.ctl.errors import ApiError, UsageError
-from supervisor.ctl.output import Output, fill
+from supervisor.ctl.output import Output
 
 
 def make() -> tuple[Output, io.StringIO, io.StringIO]:
@@ -23,13 +23,6 @@ def test_a_table_shows_control_characters_as_text() -> None:
     out, data, _ = make()
     out.table(["A"], [["x\ny\x1b[2J"]])
     assert data.getvalue() == "A\nx\\x0ay\n"
-
-
-def test_a_template_looks_into_the_json_and_leaves_out_what_is_absent() -> None:
-    value = {"id": "x", "phases": {"boot": 3}, "tags": {}}
-    assert fill(r"{id}\t{phases.boot} {phases}|{absent}{id.x}|{ID}", value) == (
-        'x\t3 {"boot": 3}||{ID}'
-    )
 
 
 def test_json_is_one_line_for_a_program() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor.ctl.context import open_context
+from supervisor.ctl.context import open_context, survey_context
 from supervisor.ctl.errors import UsageError
 from supervisor.ctl.pack import Archive, Packed, write_archive_sync
 from supervisor.source.check import check_source_sync
@@ -187,3 +187,14 @@ async def test_cancelled_anywhere_it_leaves_no_descriptor(tree: Path) -> None:
         assert count_descriptors() == before, n
 
     assert await cancel_at_every_checkpoint(operation, check) > 5
+
+
+def test_fifty_thousand_files_are_packed(tmp_path: Path) -> None:
+    for directory in range(50):
+        (tmp_path / f"d{directory}").mkdir()
+        for number in range(1000):
+            os.mknod(tmp_path / f"d{directory}" / f"ünï{number}", 0o644)
+    context = open_context(tmp_path, dockerfile=None)
+    packed, sink = Packed(), io.BytesIO()
+    write_archive_sync(context, sink, packed)
+    assert survey_context(context).files == packed.files == 50_000
