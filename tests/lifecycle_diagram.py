@@ -12,7 +12,7 @@ from pathlib import Path
 
 from supervisor.model.build import Build, Reason, Status
 from supervisor.model.lifecycle import (
-    MAX_ATTEMPTS,
+    MAX_LOST_ATTEMPTS,
     CancelRequested,
     Ended,
     Event,
@@ -42,7 +42,8 @@ HEAD = f"""# Life of a build
 Drawn from `supervisor/model/lifecycle.py` by `python -m tests.lifecycle_diagram`; a test compares.
 An event that is not drawn for a status breaks a promise of the program; a build that has ended
 ignores every event. `cancel requested` is the mark that a running build bears from the request
-until its machine is gone. The last attempt is number {MAX_ATTEMPTS}.
+until its machine is gone. The attempt that is lost as number {MAX_LOST_ATTEMPTS} is the last; a
+planned stop loses none.
 """
 
 
@@ -53,7 +54,7 @@ def _variants() -> Iterator[tuple[str, Build]]:
         running = a_build(status=status, attempt=1)
         yield "", running
         yield "cancel requested", replace(running, cancel_requested=True)
-        yield "last attempt", replace(running, attempt=MAX_ATTEMPTS)
+        yield "last attempt", replace(running, lost_attempts=MAX_LOST_ATTEMPTS - 1)
 
 
 def _edges() -> dict[tuple[Status, Status], list[str]]:

@@ -21,6 +21,8 @@ from typing import Any
 import httpx2
 import jwt
 
+from tests.e2e.bases import debian_mirror, networks_of
+
 REPOSITORY_ROOT = Path(__file__).parents[2]
 IMAGES_DIR = REPOSITORY_ROOT / "build" / "images"
 BASES_DIR = REPOSITORY_ROOT / "build" / "bases"
@@ -73,7 +75,11 @@ class Daemon:
             "IMAGES_DIR": str(IMAGES_DIR),
             "SEED_IMAGES_DIR": str(BASES_DIR),
             "METRICS_ADDRESS": "none",
-            "EGRESS_ALLOWED_NETWORKS": f"{EGRESS_ADDRESS}/32",
+            # Where the pool is not the subject, it would only take processors from the tests.
+            "POOL_SIZE": "0",
+            "EGRESS_ALLOWED_NETWORKS": ",".join(
+                [f"{EGRESS_ADDRESS}/32", *networks_of(debian_mirror())]
+            ),
             "EGRESS_PORTS": f"80,443,{EGRESS_PORT}",
             "BUILD_SECRETS_DIR": str(self.root / "secrets"),
             **self.settings,

@@ -1,0 +1,37 @@
+"""Each benchmark that needs no machine runs to its end, on next to nothing: so it does not rot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import MACHINES, NAMES, main, run
+from benchmarks.results import Row, Size, at_least, at_most, table, write_json
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MACHINES])
+def test_a_benchmark_runs_and_finds_something(name: str, tmp_path: Path) -> None:
+    rows = run(name, Size.TINY)
+    assert rows
+    assert all(row.value == row.value for row in rows), "a value is no number"
+    write_json(tmp_path / "result.json", name, rows)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert [row["what"] for row in stored["rows"]] == [row.what for row in rows]
+
+
+def test_a_value_is_held_against_its_peer() -> None:
+    row = at_least("push", [10, 30, 20], "MiB/s", 2, [10, 11, 9])
+    assert (row.value, row.peer, row.ratio, row.is_met) == (20, 10, 2, True)
+    assert at_most("delay", [5], "ms", 4).is_met is False
+
+
+def test_the_table_says_what_is_missed() -> None:
+    said = table([Row("delay", 5, "ms", 2, "<= 1 x", False)])
+    assert " ".join(said.splitlines()[1].split()) == "delay 5 ms 2 ms 2.50 <= 1 x MISSED"
+
+
+def test_an_unknown_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nothing"]) == 2
+    assert "nothing" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""`kill -9` of the daemon at every named point and at random moments, on fake machines."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.places import place
+from tests.chaos.refusals import refuse
+from tests.chaos.soak import soak
+from tests.chaos.sweep import sweep
+
+KILLS = 120
+BUILDS = 1000
+MOST_UNREACHED = 0.1
+"""Of the points: some are rare, and a busy host comes to few of them within a life."""
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with place() as directory:
+        yield directory
+
+
+async def test_killed_daemon_loses_no_build_and_leaves_nothing(root: Path) -> None:
+    report = await sweep(root, kills=KILLS, seed=random.SystemRandom().randrange(10**6))
+    print(report)  # noqa: T201 - the numbers
+    assert report.broken == []
+    assert report.kills >= 100
+    unreached = report.planned - report.reached
+    assert len(unreached) <= MOST_UNREACHED * len(report.planned), unreached
+
+
+async def test_host_that_refuses_calls_crashes_nothing_and_makes_no_lies(root: Path) -> None:
+    result = await refuse(root, seed=random.SystemRandom().randrange(10**6))
+    print(result)  # noqa: T201 - the numbers
+    assert result.broken == []
+    assert result.crashes == []
+    assert len(result.refused) > 20
+
+
+async def test_a_thousand_builds_leave_the_daemon_as_it_was(root: Path) -> None:
+    result = await soak(root, builds=BUILDS)
+    print(result)  # noqa: T201 - the numbers
+    assert result.grown == []
