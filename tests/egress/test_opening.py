@@ -119,7 +119,7 @@ async def test_a_hello_that_never_ends_holds_its_slot_no_longer_than_silence_doe
     assert proxy.decisions[0].bytes_sent == 0
 
 
-@pytest.mark.parametrize("sent", [b"", client_hello(HERE)[:20]])
+@pytest.mark.parametrize("sent", [b"", client_hello(HERE)[:20]], ids=["nothing", "a_part"])
 async def test_a_guest_that_ends_before_its_hello_leaves_nothing_open(sent: bytes) -> None:
     async with open_proxy(world(), allowed=ALLOWED) as proxy:
         stream = await proxy.tunnel(f"{HERE}:443")
