@@ -10,7 +10,6 @@ settings.register_profile("hypeman", deadline=None, suppress_health_check=[Healt
 settings.load_profile("hypeman")
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of real machines come first and follow each other in one process.
 

@@ -162,11 +162,12 @@ def listen_sync(path: Path) -> HybridListener:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        # The directory is the device's user's: nothing in it may be followed, should that be a link.
+        os.fchmod(sock.fileno(), 0o600)
         sock.bind(os.fspath(path))
-        path.chmod(0o600)
         owner = path.parent.stat()
-        if owner.st_uid != os.geteuid():  # the device runs as that user
-            os.chown(path, owner.st_uid, owner.st_gid)
+        if owner.st_uid != os.geteuid():
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
