@@ -51,7 +51,7 @@ image NAME:
 
 # Lint, types, unit and actor tests: no machine is booted
 check:
-    @pytest -n 2 --dist loadgroup tests/lint tests/unit tests/actors
+    @pytest -n 2 tests/lint tests/unit tests/actors
 
 # Run the conformance suite of the OCI distribution specification, which docs/registry.md says how to get
 conformance BINARY:
@@ -60,7 +60,7 @@ conformance BINARY:
 # Everything, on real machines; what continuous integration runs
 test *ARGS: setup
     @echo "== tests: lint, types, unit, actors, contract, API, end to end" >&2
-    @pytest -n 2 --dist loadgroup {{ ARGS }}
+    @pytest -n 2 {{ ARGS }}
 
 # The benchmarks, all or those named (registry, followers, …): a table, and JSON in build/bench
 bench *NAMES: setup

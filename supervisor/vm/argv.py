@@ -56,9 +56,13 @@ def qemu_argv(
     platform: Platform,
     directory: Path,
     fds: Descriptors,
+    tsc_khz: int | None,
 ) -> list[str]:
     """Return QEMU's command line. `directory` is the machine's own, the only one it writes to."""
     accelerator, processor = _PROCESSORS[platform.accelerator]
+    words = [image.cmdline, f"hypeman.machine={spec.id}"]
+    if platform.accelerator == "tcg" and tsc_khz is not None:
+        words.append(f"tsc_early_khz={tsc_khz}")
     # fmt: off
     return [
         QEMU,
@@ -80,7 +84,7 @@ def qemu_argv(
         "-object", f"memory-backend-memfd,id=memory,size={spec.memory_mb}M,share=on",
         "-kernel", os.fspath(image.kernel),
         "-initrd", os.fspath(image.initramfs),
-        "-append", f"{image.cmdline} hypeman.machine={spec.id}",
+        "-append", " ".join(words),
         "-blockdev", f"driver=raw,node-name=root,read-only=on,{_file(image.rootfs)}",
         "-device", "virtio-blk-pci,drive=root",
         "-add-fd", f"fd={fds.scratch},set=1",

@@ -162,7 +162,7 @@ def listen_sync(path: Path) -> HybridListener:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # The directory is the device's user's: nothing in it may be followed, should that be a link.
+        # The directory is the device's user's: should this be a link by then, it is not followed.
         os.fchmod(sock.fileno(), 0o600)
         sock.bind(os.fspath(path))
         owner = path.parent.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,14 @@ from supervisor.vm.probe import ProbeKey, choose_platform, read_boot_id_sync
 from supervisor.vm.qemu_machine import QemuMachine, Shape, run_qemu
 from supervisor.vm.sandbox import Sandbox, find_sandbox
 from supervisor.vm.sweep import sweep_machines
+from supervisor.vm.tsc import measure_tsc_khz
 
 PROBE_CACHE = "platform.json"
 MAX_ID = 32
 MAX_SOCKET_PATH = 107
 """sun_path of unix(7), less the NUL."""
 
+_PROGRAMS = (QEMU, VSOCK_DEVICE, "prlimit", "setpriv")
 _ID = re.compile(rf"[a-z0-9-]{{1,{MAX_ID}}}", re.ASCII)
 _PROBE_SPEC = MachineSpec(MachineId("probe"), cpus=1, memory_mb=512)
 
@@ -58,12 +61,14 @@ class QemuHypervisor:
         config: QemuConfig,
         sandbox: Sandbox,
         cgroups: Cgroups | None,
+        tsc_khz: int | None,
         disk: trio.CapacityLimiter,
     ) -> None:
         _check_path_length(config.runtime_dir)
         self._config = config
         self._sandbox = sandbox
         self._cgroups = cgroups
+        self._tsc_khz = tsc_khz
         self._disk = disk
         self._machines = config.runtime_dir / "machines"
         self.platform = EMULATED
@@ -107,6 +112,7 @@ class QemuHypervisor:
             spec=spec,
             image=self._config.image,
             platform=platform,
+            tsc_khz=self._tsc_khz,
             sandbox=self._sandbox,
             cgroups=self._cgroups,
             directory=self._machines / spec.id,
@@ -118,14 +124,17 @@ class QemuHypervisor:
 async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> QemuHypervisor:
     """Find out what this host can do, and return the driver that makes the best of it.
 
-    Takes up to twice `probe_timeout` the first time after a boot of the host. Raises ToolFailed if
-    a program is missing, and ConfigError if the configured accelerator cannot be used.
+    Takes up to twice `probe_timeout` the first time after a boot of the host. Raises ConfigError if
+    a program is missing or the configured accelerator cannot be used, and ToolFailed if a program
+    does not work.
     """
+    _check_programs()
     cgroups = take_subtree()  # first: with a child there, the cgroup would not be ours alone
     trials = ([QEMU, "--version"], [VSOCK_DEVICE, "--version"])
     version, _ = [(await run_tool(trial)).partition("\n")[0] for trial in trials]
     sandbox = await find_sandbox(trials)
-    hypervisor = QemuHypervisor(config, sandbox, cgroups, disk)
+    tsc_khz = await measure_tsc_khz()
+    hypervisor = QemuHypervisor(config, sandbox, cgroups, tsc_khz, disk)
     await hypervisor.sweep()  # what a killed daemon's probe left would stand in the way of this one
     hypervisor.platform = await choose_platform(
         config.accelerator,
@@ -136,10 +145,24 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
     log.bind(
         platform=str(hypervisor.platform),
         vmm=version,
+        tsc_khz=tsc_khz,
         sandbox=sandbox.name,
         cgroups="none" if cgroups is None else " ".join(cgroups.controllers) or "no controllers",
     ).info("hypervisor.ready")
     return hypervisor
+
+
+def _check_programs() -> None:
+    """Raise ConfigError, naming them all, if programs are missing without which nothing boots.
+
+    What only the stricter sandboxes need is not among them: `find_sandbox` goes without it.
+    """
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing:
+        raise ConfigError(
+            f"not found in PATH: {', '.join(missing)}; install what is missing (`./run setup`) or"
+            " correct PATH, and start again"
+        )
 
 
 def _check_path_length(runtime_dir: Path) -> None:

@@ -63,6 +63,8 @@ class Shape:
     spec: MachineSpec
     image: BuilderImage
     platform: Platform
+    tsc_khz: int | None
+    """The rate of the host's time-stamp counter, if it is known."""
     sandbox: Sandbox
     cgroups: Cgroups | None
     directory: Path
@@ -256,7 +258,9 @@ class _Run:
                 terminate(process)
 
         shape = self._shape
-        argv = qemu_argv(shape.spec, shape.image, shape.platform, shape.directory, fds)
+        argv = qemu_argv(
+            shape.spec, shape.image, shape.platform, shape.directory, fds, shape.tsc_khz
+        )
         needs = Needs(
             reads=(shape.image.kernel, shape.image.initramfs, shape.image.rootfs),
             writes=(shape.directory,),

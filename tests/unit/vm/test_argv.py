@@ -28,7 +28,13 @@ DIRECTORY = Path("/run/hypeman/machines/m1")
 
 def argv(platform: Platform = EMULATED, image: BuilderImage = IMAGE) -> list[str]:
     spec = MachineSpec(MachineId("m1"), cpus=4, memory_mb=3072)
-    return qemu_argv(spec, image, platform, DIRECTORY, FDS)
+    return qemu_argv(spec, image, platform, DIRECTORY, FDS, tsc_khz=2_596_124)
+
+
+def test_an_emulated_guest_is_told_how_fast_its_counter_runs_and_one_on_kvm_is_not() -> None:
+    [emulated], [kvm] = options(argv(), "-append"), options(argv(KVM), "-append")
+    assert "tsc_early_khz=2596124" in emulated.split()
+    assert "tsc" not in kvm
 
 
 def options(words: list[str], name: str) -> list[str]:
@@ -68,7 +74,9 @@ def test_the_shape_is_the_one_asked_for() -> None:
     assert options(words, "-m") == ["3072M"]
     [memory] = options(words, "-object")
     assert memory == "memory-backend-memfd,id=memory,size=3072M,share=on"
-    assert options(words, "-append") == ["console=ttyS0 rootfstype=erofs hypeman.machine=m1"]
+    assert options(words, "-append") == [
+        "console=ttyS0 rootfstype=erofs hypeman.machine=m1 tsc_early_khz=2596124"
+    ]
 
 
 @pytest.mark.parametrize(
