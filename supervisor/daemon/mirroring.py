@@ -20,7 +20,7 @@ def mirror_config(settings: Settings, threads: Threads) -> MirrorConfig:
         upstreams=settings.upstreams,
         credentials=load_credentials(settings.mirror_credentials_file),
         find_address=address_finder(
-            host_resolver(threads.names), host_address_rule(settings.egress_allowed_networks)
+            host_resolver(threads.mirror_names), host_address_rule(settings.egress_allowed_networks)
         ),
         tag_ttl=settings.mirror_tag_ttl,
         timeout=settings.mirror_timeout,

@@ -39,10 +39,12 @@ from supervisor.registry.facts import Facts
 from supervisor.registry.http import (
     JSON,
     ClientGone,
+    CountBytes,
     Receive,
     Request,
     Scope,
     Send,
+    count_nothing,
     header,
 )
 from supervisor.registry.manifestroutes import ManifestRoutes
@@ -69,6 +71,8 @@ _PATHS = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _MAX_PATH_LENGTH = 1024
+_CONTENT = frozenset({"blob", "uploads", "upload", "manifest"})
+"""The kinds of routes that carry blobs and manifests."""
 
 Handler = Callable[[Call], Awaitable[None]]
 
@@ -82,7 +86,8 @@ class _Route:
 class Registry:
     """The application. One instance serves every listener.
 
-    `fallback_host` (host:port) is named in challenges to clients whose Host header is unusable.
+    `fallback_host` returns what is named (host:port) in challenges to clients whose Host header is
+    unusable. `count_bytes` is told of what blobs and manifests take on the way in and out.
     """
 
     def __init__(
@@ -95,9 +100,11 @@ class Registry:
         keys: Keys | None,
         tenant_of_build: TenantOfBuild,
         clock: Clock,
-        fallback_host: str,
+        fallback_host: Callable[[], str],
+        count_bytes: CountBytes = count_nothing,
     ) -> None:
         self._tenant_of_build = tenant_of_build
+        self._count_bytes = count_bytes
         self._authenticator = Authenticator(keys, clock, fallback_host)
         secret = None if keys is None else keys.registry
         self._tokens = TokenRoute(self._authenticator, secret, tenant_of_build, clock)
@@ -178,6 +185,8 @@ class Registry:
             if principal is None:
                 raise self._authenticator.challenge(request, "", "authentication required")
             raise name_invalid()
+        if kind in _CONTENT:
+            request.count_bytes = self._count_bytes
         allowed = await self._require(request, principal, route.access, repository)
         await route.handle(Call(request, allowed, repository, reference))
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from http import HTTPStatus
 
 from supervisor.config import Keys
@@ -37,7 +38,7 @@ _REMEMBER_SECONDS = 1.0
 class Authenticator:
     """Turns the credentials of requests into principals."""
 
-    def __init__(self, keys: Keys | None, clock: Clock, fallback_host: str) -> None:
+    def __init__(self, keys: Keys | None, clock: Clock, fallback_host: Callable[[], str]) -> None:
         self._keys = keys
         self._clock = clock
         self._fallback_host = fallback_host
@@ -109,7 +110,7 @@ class Authenticator:
         """
         host = request.header(b"host") or ""
         if not _HOST.fullmatch(host):
-            host = self._fallback_host
+            host = self._fallback_host()
         scheme = "https" if request.scope.get("scheme") == "https" else "http"
         return f"{scheme}://{host}{TOKEN_PATH}"
 

@@ -61,9 +61,9 @@ class BlobRoutes:
             text = f"bytes {span.start}-{span.stop - 1}/{blob.size_bytes}"
             headers.append(header("content-range", text))
         try:
-            fd = await self._store.open(blob.digest)
+            fd = await self._store.open(blob.digest, blob.size_bytes)
         except FileNotFoundError as exc:
-            raise blob_unknown() from exc  # removed since it was found
+            raise blob_unknown() from exc  # removed since it was found, or damaged
         try:
             await self._send(call.request, fd, span or Span(0, blob.size_bytes), status, headers)
         finally:

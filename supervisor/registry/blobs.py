@@ -12,6 +12,7 @@ who is about to refer to that digest (`keeping`).
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections import Counter, OrderedDict
@@ -24,6 +25,7 @@ import trio
 from supervisor.errors import HostError, ResourceExhausted
 from supervisor.model.oci import Algorithm, Digest, algorithm_of, encoded_part, parse_digest
 from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
+from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
 
 SendFile = Callable[[int, int, int, trio.CapacityLimiter], Awaitable[None]]
@@ -117,9 +119,12 @@ class BlobStore:
 
     # Going out
 
-    async def open(self, digest: Digest) -> int:
-        """Return a descriptor for reading, which the caller closes. Raises FileNotFoundError."""
-        return await run_in_thread(self._threads.blobs, self._open_sync, digest)
+    async def open(self, digest: Digest, size_bytes: int) -> int:
+        """Return a descriptor for reading, which the caller closes.
+
+        Raises FileNotFoundError, also for a file that is not `size_bytes` long any more.
+        """
+        return await run_in_thread(self._threads.blobs, self._open_sync, digest, size_bytes)
 
     async def read(self, fd: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
@@ -130,11 +135,14 @@ class BlobStore:
         await send_file(fd, offset, length, self._threads.blobs)
 
     async def read_whole(self, digest: Digest) -> bytes:
-        """Return all of a small blob: a manifest. Frequent ones come from memory."""
+        """Return all of a small blob: a manifest. Frequent ones come from memory.
+
+        Raises FileNotFoundError, also for a file with other bytes than those that it is named for.
+        """
         if (content := self._cache.get(digest)) is not None:
             self._cache.move_to_end(digest)
             return content
-        content = await run_in_thread(self._threads.blobs, self.path(digest).read_bytes)
+        content = await run_in_thread(self._threads.blobs, self._read_whole_sync, digest)
         self._remember(digest, content)
         return content
 
@@ -189,8 +197,19 @@ class BlobStore:
         finally:
             staged.unlink(missing_ok=True)
 
-    def _open_sync(self, digest: Digest) -> int:
-        return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+    def _open_sync(self, digest: Digest, size_bytes: int) -> int:
+        fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(fd).st_size
+        if found != size_bytes:
+            os.close(fd)
+            raise _damaged(digest, f"its file has {found} bytes instead of {size_bytes}")
+        return fd
+
+    def _read_whole_sync(self, digest: Digest) -> bytes:
+        content = self.path(digest).read_bytes()
+        if hashlib.new(algorithm_of(digest), content).hexdigest() != encoded_part(digest):
+            raise _damaged(digest, "its file has other bytes")
+        return content
 
     def _remove_sync(self, digest: Digest) -> int:
         path = self.path(digest)
@@ -224,6 +243,12 @@ class BlobStore:
     def _forget(self, digest: Digest) -> None:
         if (content := self._cache.pop(digest, None)) is not None:
             self._cache_bytes -= len(content)
+
+
+def _damaged(digest: Digest, why: str) -> FileNotFoundError:
+    """Log that a blob's file is damaged; return the error that says that the blob is not there."""
+    log.error("registry.blob_damaged", digest=digest, why=why)
+    return FileNotFoundError(errno.ENOENT, f"blob {digest} is damaged")
 
 
 @contextmanager

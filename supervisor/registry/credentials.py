@@ -15,7 +15,7 @@ from typing import Any
 
 from supervisor.errors import ConfigError
 
-_HUB = "registry-1.docker.io"
+HUB_HOST = "registry-1.docker.io"
 _HUB_ALIASES = frozenset({"docker.io", "index.docker.io", "auth.docker.io"})
 """`docker login` writes https://index.docker.io/v1/; the tokens come from auth.docker.io."""
 _DEFAULT_PORTS = (":443", ":80")
@@ -29,7 +29,7 @@ class Credentials:
 
     def for_host(self, host: str) -> str | None:
         """Return the value after `Basic ` for `host[:port]`, or None."""
-        return self._basic.get(_canonical(host))
+        return self._basic.get(canonical_host(host))
 
 
 def load_credentials(path: Path | None) -> Credentials:
@@ -45,14 +45,18 @@ def load_credentials(path: Path | None) -> Credentials:
     auths = content.get("auths") if isinstance(content, dict) else None
     if not isinstance(auths, dict):
         raise _unusable(path, 'it has no object "auths"')
-    return Credentials({_canonical(key): _basic(path, key, value) for key, value in auths.items()})
+    return Credentials(
+        {canonical_host(key): _basic(path, key, value) for key, value in auths.items()}
+    )
 
 
-def _canonical(key: str) -> str:
+def canonical_host(key: str) -> str:
+    """Return the one spelling of a `host[:port]` or of a URL's host: Docker Hub has several."""
     host = key.rpartition("://")[2].partition("/")[0].lower()
     for port in _DEFAULT_PORTS:
         host = host.removesuffix(port)
-    return _HUB if host in _HUB_ALIASES else host
+    host = host.removesuffix(".")
+    return HUB_HOST if host in _HUB_ALIASES else host
 
 
 def _basic(path: Path, key: str, value: Any) -> str:

@@ -22,6 +22,8 @@ from supervisor.registry.errors import Code, Header, RegistryError, bad_paramete
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+CountBytes = Callable[[str, int], None]
+"""(`in` or `out`, number): bytes of bodies that have gone through."""
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SEND_FILE = "hypeman.send_file"
@@ -54,6 +56,9 @@ class Request:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.answered = False
+        self.count_bytes: CountBytes = count_nothing
+        """Told of the body that comes, and of that of an answer which is no error."""
+        self._is_error = False
         self._receive = receive
         self._send = send
         self._is_gone = False
@@ -115,6 +120,7 @@ class Request:
                 raise ClientGone
             if chunk := message.get("body", b""):
                 chunks.append(chunk)
+                self.count_bytes("in", len(chunk))
                 total += len(chunk)
             self._body_ended = not message.get("more_body", False)
         return chunks
@@ -168,6 +174,7 @@ class Request:
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         """Send the status and the headers; the body follows in pieces."""
         self.answered = True
+        self._is_error = status >= HTTPStatus.BAD_REQUEST
         await self._pass_on(
             {
                 "type": "http.response.start",
@@ -179,6 +186,8 @@ class Request:
     async def send_piece(self, piece: bytes, *, more: bool) -> None:
         """Send a part of the body; returns when the connection has room again."""
         await self._pass_on({"type": "http.response.body", "body": piece, "more_body": more})
+        if piece and not self._is_error:
+            self.count_bytes("out", len(piece))
 
     @property
     def can_send_files(self) -> bool:
@@ -193,6 +202,7 @@ class Request:
             await self.scope["extensions"][SEND_FILE](fd, offset, count, limiter)
         except OSError as exc:
             raise ClientGone from exc
+        self.count_bytes("out", count)
 
     async def answer(self, status: int, body: bytes = b"", headers: Sequence[Header] = ()) -> None:
         """Send a whole answer. The rest of the request's body is read and dropped, in bounds."""
@@ -220,6 +230,10 @@ class Request:
                     left -= sum(map(len, chunks))
             except ClientGone:
                 return
+
+
+def count_nothing(direction: str, count: int) -> None:
+    """Take no count."""
 
 
 def header(name: str, value: str) -> Header:

@@ -48,7 +48,7 @@ class ManifestRoutes:
         try:
             content = await self._store.read_whole(manifest.digest)
         except FileNotFoundError as exc:
-            raise manifest_unknown() from exc  # removed since it was found
+            raise manifest_unknown() from exc  # removed since it was found, or damaged
         await call.request.start(HTTPStatus.OK, _headers(manifest))
         await call.request.send_piece(content, more=False)
 

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 _PREFIX = "mirror/"
 _MOST_BLOBS_AT_ONCE = 16
-"""Fetched at the same time, of all upstreams; the next one waits."""
+"""Fetched at the same time, of one upstream; the next one waits."""
 
 
 _CLOSE_SECONDS = 1.0
@@ -73,6 +73,7 @@ class _Place:
 
     upstream: UpstreamRegistry
     upstream_name: str
+    blobs: trio.CapacityLimiter
     local: RepositoryName
     remote: str
 
@@ -97,17 +98,20 @@ class Mirror:
         self._registries: dict[str, UpstreamRegistry] = {}
         self._flights = Flights()
         self._pauses = Pauses()
-        self._blobs = trio.CapacityLimiter(_MOST_BLOBS_AT_ONCE)
+        self._blobs = {
+            component: trio.CapacityLimiter(_MOST_BLOBS_AT_ONCE) for component in self._by_component
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the fetches and the connections until cancelled."""
         config = self._config
         async with AsyncExitStack() as stack:
             if config.upstreams:
-                connections = Connections(config.timeout)
-                stack.push_async_callback(_close, connections)
+                opened = {item.component: Connections(config.timeout) for item in config.upstreams}
+                stack.push_async_callback(_close, list(opened.values()))
                 self._registries = {
-                    item.component: self._registry(item, connections) for item in config.upstreams
+                    item.component: self._registry(item, opened[item.component])
+                    for item in config.upstreams
                 }
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._flights.run)
@@ -116,7 +120,7 @@ class Mirror:
     def _registry(self, upstream: Upstream, connections: Connections) -> UpstreamRegistry:
         config = self._config
         http = UpstreamHttp(upstream, connections, config.find_address, config.timeout, self._clock)
-        return UpstreamRegistry(upstream, http, config.credentials)
+        return UpstreamRegistry(upstream, http, config.credentials, config.upstreams)
 
     def covers(self, repository: RepositoryName) -> bool:
         """Say whether the repository is one of a configured upstream."""
@@ -167,7 +171,7 @@ class Mirror:
     # Fetching: each of these runs once for all who wait
 
     async def _fetch_blob(self, place: _Place, digest: Digest) -> BlobInfo | None:
-        async with self._blobs:
+        async with place.blobs:
             return await self._ask(place, partial(self._take_blob, place, digest))
 
     async def _take_blob(self, place: _Place, digest: Digest) -> BlobInfo | None:
@@ -279,9 +283,12 @@ class Mirror:
         local = parse_repository(f"{_PREFIX}{component}/{remote}")
         if local is None:
             return None  # too long with `library/`
-        return _Place(upstream, self._by_component[component].name, local, remote)
+        name, blobs = self._by_component[component].name, self._blobs[component]
+        return _Place(upstream, name, blobs, local, remote)
 
 
-async def _close(connections: Connections) -> None:
+async def _close(connections: Sequence[Connections]) -> None:
     with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-        await connections.aclose()
+        async with trio.open_nursery() as nursery:
+            for item in connections:
+                nursery.start_soon(item.aclose)

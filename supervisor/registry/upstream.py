@@ -7,7 +7,7 @@ is checked by whoever takes it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ import httpx2
 from supervisor.model.oci import Algorithm, Digest, Tag, algorithm_of, parse_digest
 from supervisor.model.registry import NewManifest
 from supervisor.model.upstream import DOCKER_HUB, Upstream
-from supervisor.registry.credentials import Credentials
+from supervisor.registry.credentials import HUB_HOST, Credentials, canonical_host
 from supervisor.registry.media import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -45,12 +45,24 @@ class Fetched:
 
 
 class UpstreamRegistry:
-    """Asks one upstream. Every method raises UpstreamError."""
+    """Asks one upstream. Every method raises UpstreamError.
 
-    def __init__(self, upstream: Upstream, http: UpstreamHttp, credentials: Credentials) -> None:
+    `others` are all upstreams there are; this one may be among them.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        http: UpstreamHttp,
+        credentials: Credentials,
+        others: Collection[Upstream],
+    ) -> None:
         self._upstream = upstream
         self._http = http
-        self._tokens = Tokens(http, credentials)
+        foreign = {canonical_host(item.url) for item in others} | {HUB_HOST}
+        if upstream.name == DOCKER_HUB:
+            foreign.discard(HUB_HOST)  # a proxy of it may pass its challenges on
+        self._tokens = Tokens(http, credentials, foreign)
 
     def canonical(self, repository: str) -> str:
         """Return the one name of a repository: Docker Hub's official images have two."""

@@ -62,6 +62,17 @@ def unreachable(name: str, why: str) -> UpstreamError:
     )
 
 
+def busy(name: str) -> UpstreamError:
+    """Return the error for what found no free connection: it says nothing about the upstream."""
+    return UpstreamError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        Code.UNAVAILABLE,
+        f"{name} is being asked for too much at once, and this is not in the mirror",
+        "none of the connections to it became free",
+        pause_seconds=_FAILING_PAUSE_SECONDS,
+    )
+
+
 def limited(name: str, pause_seconds: float) -> UpstreamError:
     """Return the error for an upstream that wants to be left alone for a while."""
     return UpstreamError(

@@ -24,7 +24,7 @@ import httpx2
 import trio
 
 from supervisor.model.upstream import Upstream
-from supervisor.registry.upstream_errors import failing, limited, unreachable
+from supervisor.registry.upstream_errors import busy, failing, limited, unreachable
 from supervisor.runtime.clock import Clock
 
 FindAddress = Callable[[str], Awaitable[str | None]]
@@ -44,17 +44,20 @@ _CLOSED_MEANWHILE = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolE
 
 
 class Connections:
-    """The connections to all upstreams and to where they send us."""
+    """The connections to one upstream and to where it sends us.
+
+    Each upstream has its own, so that one that hangs takes none from another one.
+    """
 
     def __init__(self, timeout_seconds: float) -> None:
         context = _certificates()
-        self.upstreams = _client(context, timeout_seconds, keep=_MAX_CONNECTIONS)
+        self.upstream = _client(context, timeout_seconds, keep=_MAX_CONNECTIONS)
         # Kept connections are found by address; another host may have the same one.
         self.elsewhere = _client(context, timeout_seconds, keep=0)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self.upstreams.aclose()
+        await self.upstream.aclose()
         await self.elsewhere.aclose()
 
 
@@ -180,26 +183,30 @@ class UpstreamHttp:
     async def _send(
         self, method: str, url: httpx2.URL, headers: Mapping[str, str]
     ) -> httpx2.Response:
-        client, extensions = self._connections.upstreams, {}
-        if url.host != self._base.host:
-            client = self._connections.elsewhere
-            address = await self._find_address(url.host)
-            if address is None:
-                raise failing(self.name, f"it sends to {url.host}, which has no public address")
-            headers = {**headers, "host": url.netloc.decode("ascii")}
-            extensions = {"sni_hostname": url.host}
-            url = url.copy_with(host=address)
-        request = client.build_request(method, url, headers=headers)
-        request.extensions = {**request.extensions, **extensions}
+        host = _host_of(url)
+        is_elsewhere = host != _host_of(self._base)
+        client, extensions = self._connections.upstream, {}
         with trio.move_on_after(2 * self._timeout_seconds):  # the client's own are for each read
+            if is_elsewhere:
+                client = self._connections.elsewhere
+                address = await self._find_address(host)
+                if address is None:
+                    raise failing(self.name, f"it sends to {host}, which has no public address")
+                headers = {**headers, "host": url.netloc.decode("ascii")}
+                extensions = {"sni_hostname": host}
+                url = url.copy_with(host=address)
+            request = client.build_request(method, url, headers=headers)
+            request.extensions = {**request.extensions, **extensions}
             try:
                 return await client.send(request, stream=True)
             except _CLOSED_MEANWHILE:
                 return await client.send(request, stream=True)
+        if is_elsewhere:
+            raise failing(self.name, f"{host}, where it sends to, does not begin to answer")
         raise unreachable(self.name, "it does not begin to answer")
 
     def _require_safe(self, url: httpx2.URL, what: str) -> None:
-        is_plain_allowed = self._base.scheme == "http" and url.host == self._base.host
+        is_plain_allowed = self._base.scheme == "http" and _host_of(url) == _host_of(self._base)
         if not url.host or url.userinfo or url.scheme not in ("https", "http"):
             raise failing(self.name, f"it names {what} that is no address")
         if url.scheme == "http" and not is_plain_allowed:
@@ -221,10 +228,17 @@ class UpstreamHttp:
     def _translating(self) -> Iterator[None]:
         try:
             yield
+        except httpx2.PoolTimeout as exc:
+            raise busy(self.name) from exc
         except (httpx2.TimeoutException, httpx2.NetworkError) as exc:
             raise unreachable(self.name, f"{type(exc).__name__}: {exc}") from exc
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
             raise failing(self.name, f"{type(exc).__name__}: {exc}") from exc
+
+
+def _host_of(url: httpx2.URL) -> str:
+    """Return the host as it is looked up and compared: `URL.host` has it in Unicode."""
+    return url.raw_host.decode("ascii")
 
 
 def _is_redirect(response: httpx2.Response) -> bool:

@@ -1,8 +1,8 @@
 """Tokens for upstream registries: the challenge that asks for one, and the service that gives it.
 
 What is asked for is always `pull` of one repository, whatever the challenge says. Where to ask is
-the upstream's word: `upstream_http` decides whether that place is contacted, and `Credentials`
-which of the operator's credentials, if any, belongs to its host.
+the upstream's word, and it is given the token: so only the upstream's own credentials are ever
+sent, only to a token service that is its own, and none is asked that is another upstream's.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+import httpx2
 import trio
 
-from supervisor.registry.credentials import Credentials
+from supervisor.registry.credentials import Credentials, canonical_host
 from supervisor.registry.upstream_errors import failing, refused
 from supervisor.registry.upstream_http import UpstreamHttp
 
@@ -31,11 +32,19 @@ _REMEMBERED = 1024
 
 
 class Tokens:
-    """Authorization values for the repositories of one upstream."""
+    """Authorization values for the repositories of one upstream.
 
-    def __init__(self, http: UpstreamHttp, credentials: Credentials) -> None:
+    `foreign` are the canonical hosts of the other upstreams, whose token services it must not name.
+    """
+
+    def __init__(
+        self, http: UpstreamHttp, credentials: Credentials, foreign: Collection[str]
+    ) -> None:
         self._http = http
         self._credentials = credentials
+        self._host = canonical_host(http.host)
+        self._foreign = frozenset(foreign) - {self._host}
+        self._foreign_names = {_name_of(host) for host in self._foreign} - {_name_of(self._host)}
         self._known = OrderedDict[str, tuple[float, str]]()
 
     def known(self, repository: str) -> str | None:
@@ -73,7 +82,7 @@ class Tokens:
         query = {"scope": f"repository:{repository}:pull"}
         if service := challenge.get("service"):
             query["service"] = service
-        basic = self._credentials.for_host(realm.netloc.decode("ascii"))
+        basic = self._credentials.for_host(self._http.host) if self._is_own(realm) else None
         headers = {} if basic is None else {"authorization": f"Basic {basic}"}
         async with self._http.ask("GET", realm.copy_merge_params(query), headers) as response:
             if response.status_code in (400, 401, 403, 404):
@@ -84,6 +93,29 @@ class Tokens:
         if token is None:
             raise failing(self._http.name, "its token service gave no token")
         return f"Bearer {token}", lifetime
+
+    def _is_own(self, realm: httpx2.URL) -> bool:
+        """Say whether a token service is the upstream's. Raises UpstreamError for another one's.
+
+        It is on the upstream's host, or without a port on a domain above: gitlab.com is the one of
+        registry.gitlab.com.
+        """
+        host = canonical_host(realm.netloc.decode("ascii"))
+        if host == self._host:
+            return True
+        if host in self._foreign or _name_of(host) in self._foreign_names:
+            raise failing(self._http.name, f"it names a token service of another upstream: {host}")
+        return "." in host and self._host.endswith(f".{host}") and not _is_address(host)
+
+
+def _name_of(host: str) -> str:
+    """Return the canonical form of a host without its port."""
+    return canonical_host(re.sub(r":\d+\Z", "", host, flags=re.ASCII))
+
+
+def _is_address(host: str) -> bool:
+    """Say whether a host without a port is an IPv4 address, or the end of one."""
+    return host.rpartition(".")[2].isdecimal()
 
 
 def parse_parameters(text: str) -> Mapping[str, str]:

@@ -25,6 +25,8 @@ class Threads:
         """Hashing and inspecting large files."""
         self.names = trio.CapacityLimiter(16)
         """Resolving names for builds, which may hang for as long as a name server likes."""
+        self.mirror_names = trio.CapacityLimiter(8)
+        """Resolving the names that upstreams of the mirror give, which is their choice alone."""
         self.blobs = trio.CapacityLimiter(16)
         """Moving the registry's bytes: short pieces of many transfers at once."""
         self.sync = trio.CapacityLimiter(8)

@@ -18,7 +18,7 @@ from supervisor.model.ids import BuildId, Tenant
 from supervisor.registry.access import TenantOfBuild
 from supervisor.registry.app import Registry
 from supervisor.registry.authentication import CALLER_STATE
-from supervisor.registry.http import AsgiApp, Receive, Scope, Send
+from supervisor.registry.http import AsgiApp, CountBytes, Receive, Scope, Send, count_nothing
 from supervisor.registry.mirror import MirrorConfig
 from supervisor.runtime.clock import Clock, wall_clock
 from supervisor.runtime.threads import Threads
@@ -88,6 +88,7 @@ async def open_registry(
     policy: CollectionPolicy | None = None,
     mirror: MirrorConfig | None = None,
     caller: Caller | None = None,
+    count_bytes: CountBytes = count_nothing,
 ) -> AsyncIterator[Served]:
     """Run the registry below `directory`, without a listener. `caller`: who everybody is."""
     await trio.Path(directory).mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,8 @@ async def open_registry(
             keys=KEYS,
             tenant_of_build=tenant_of_build,
             clock=clock,
-            fallback_host="registry.test:5000",
+            fallback_host=lambda: "registry.test:5000",
+            count_bytes=count_bytes,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: actor.run(task_status=task_status))

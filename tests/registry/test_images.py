@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import trio
 
 from supervisor.actors.images import ImageService
@@ -18,7 +19,7 @@ from supervisor.model.oci import RepositoryName, Tag
 from supervisor.model.registry import Removal
 from supervisor.runtime.clock import wall_clock
 from supervisor.runtime.threads import Threads
-from supervisor.store.builds import insert_build
+from supervisor.store.builds import insert_build, update_build
 from tests.registry.client import Client
 from tests.registry.images import Image, artifact, digest_of, image, index
 from tests.registry.serve import Served, admin_token, database_of, open_registry
@@ -211,6 +212,44 @@ async def test_pruning_takes_what_is_young_only_if_wished(world: World) -> None:
     assert await world.images.prune(wish) == Pruned()
     assert (await world.prune()).manifests == 1
     assert world.bytes_on_disk() == 0
+
+
+async def test_what_a_push_was_just_told_is_there_stays(tmp_path: Path) -> None:
+    ahead = 0.0
+    with trio.fail_after(60):
+        async with open_registry(tmp_path / "data", clock=lambda: wall_clock() + ahead) as served:
+            world, app = World(served), image({"a": b"1"})
+            for content in app.blobs:
+                await world.client.push_blob("acme/app", content)
+            ahead = 0.9 * HOUR
+            for content in app.blobs:
+                target = f"/v2/acme/app/blobs/{digest_of(content)}"
+                assert await world.client.status_of(target, "HEAD") == 200
+            ahead = 1.1 * HOUR
+            assert await world.images.prune(PruneWish(before=wall_clock() + 0.1 * HOUR)) == Pruned()
+            assert (await world.client.push_manifest("acme/app", app, "1")).status == 201
+
+
+async def test_a_build_that_starts_during_a_prune_keeps_its_cache(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = a_build(1, status=Status.QUEUED)
+    build = replace(build, request=replace(build.request, cache_scope="main"))
+    await database_of(world.served).run(insert_build, build)
+    await world.push("cache/acme/main", image({"a": b"1"}), "latest")
+    take_step = world.served.handle.prune
+
+    async def start_and_take_step(
+        unit: Callable[[sa.Connection], Sequence[RepositoryName]],
+    ) -> Sequence[RepositoryName]:
+        started = replace(build, status=Status.BUILDING)
+        await database_of(world.served).run(update_build, started)
+        return await take_step(unit)
+
+    monkeypatch.setattr(world.served.handle, "prune", start_and_take_step)
+    wish = PruneWish(before=wall_clock() + HOUR, caches=True)
+    assert await world.images.prune(wish) == Pruned()
+    assert await world.served.handle.find_tagged(RepositoryName("cache/acme/main"), Tag("latest"))
 
 
 async def test_images_of_builds_that_nobody_knows_go(world: World) -> None:

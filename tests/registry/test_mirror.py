@@ -265,6 +265,27 @@ async def test_many_who_wait_share_one_fetch(mirrored: Mirrored) -> None:
     assert mirrored.upstream.count("GET", digest_of(layer)) == 1
 
 
+@pytest.mark.parametrize(("kind", "at_once"), [("blobs", 16), ("manifests", 32)])
+async def test_an_upstream_that_hangs_takes_nothing_from_another_one(
+    mirrored: Mirrored, kind: str, at_once: int
+) -> None:
+    mirrored.upstream.add("library/app", APP, "1")
+    full = trio.Event()
+
+    async def hang(_: trio.abc.Stream, __: Seen) -> None:
+        if mirrored.upstream.count("GET", "") == at_once:
+            full.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        for digest in (digest_of(str(i).encode()) for i in range(at_once + 4)):
+            mirrored.upstream.overrides[f"{THERE}/{kind}/{digest}"] = hang
+            nursery.start_soon(mirrored.client, "GET", f"{HERE}/{kind}/{digest}")
+        await full.wait()
+        await pull(mirrored.client, APP, "1", here="/v2/mirror/docker.io/library/app")
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
 async def test_when_the_last_one_leaves_the_fetch_ends_and_leaves_nothing(
     mirrored: Mirrored,
 ) -> None:

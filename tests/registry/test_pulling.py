@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -11,6 +13,7 @@ from supervisor.model.oci import Digest
 from supervisor.registry.media import DOCKER_MANIFEST
 from tests.registry.client import Client
 from tests.registry.images import Image, descriptor, digest_of, image, index
+from tests.registry.serve import Served, api_token, open_registry
 
 SIZE = 3 * 1024 * 1024 + 5
 CONTENT = os.urandom(SIZE)
@@ -158,3 +161,67 @@ async def test_a_referenced_blob_of_another_size_is_refused(client: Client) -> N
     answer = await client.push_manifest("acme/app", changed, "1")
     assert (answer.status, answer.code) == (400, "SIZE_INVALID")
     assert answer.json["errors"][0]["detail"] == [config]
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], b"", CONTENT + b"x", None])
+async def test_a_blob_whose_file_has_another_length_is_not_served(
+    client: Client, served: Served, stored: Digest, content: bytes | None
+) -> None:
+    path = served.actor.store.path(stored)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    for headers in ({}, {"range": "bytes=0-9"}):
+        answer = await client("GET", f"/v2/acme/app/blobs/{stored}", headers=headers)
+        assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
+    # Whoever pushes it again mends it.
+    assert await client.push_blob("acme/app", CONTENT) == stored
+    assert (await client("GET", f"/v2/acme/app/blobs/{stored}")).body == CONTENT
+
+
+@pytest.mark.parametrize("damage", [lambda old: b"x" + old[1:], lambda old: old[:-1], None])
+async def test_a_manifest_whose_file_has_other_bytes_is_not_served(
+    tmp_path: Path, damage: Callable[[bytes], bytes] | None
+) -> None:
+    app, other = image({"a": b"1"}), image({"b": b"2"})
+    async with open_registry(tmp_path) as registry:
+        client = Client(registry.app, api_token())
+        await client.push("acme/app", app, "1")
+        await client.push("acme/app", other, "2")
+        path = registry.actor.store.path(app.digest)
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(app.manifest))
+    async with open_registry(tmp_path) as registry:  # nothing of it is in memory
+        client = Client(registry.app, api_token())
+        for reference in ("1", app.digest):
+            answer = await client("GET", f"/v2/acme/app/manifests/{reference}")
+            assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
+        answer = await client("GET", "/v2/acme/app/manifests/2")
+        assert (answer.status, answer.body) == (200, other.manifest)
+        await client.push("acme/app", app, "1")
+        assert (await client("GET", "/v2/acme/app/manifests/1")).body == app.manifest
+
+
+async def test_what_goes_in_and_out_is_counted_to_the_byte(tmp_path: Path) -> None:
+    counted = {"in": 0, "out": 0}
+
+    def count(direction: str, number: int) -> None:
+        counted[direction] += number
+
+    ours = image({"file": CONTENT})
+    everything = sum(map(len, ours.blobs)) + len(ours.manifest)
+    async with open_registry(tmp_path, count_bytes=count) as served:
+        client = Client(served.app, api_token())
+        await client.push("acme/app", ours, "1")
+        assert counted == {"in": everything, "out": 0}
+        await client("GET", "/v2/acme/app/manifests/1")
+        for content in ours.blobs:
+            await client("GET", f"/v2/acme/app/blobs/{digest_of(content)}")
+        assert counted == {"in": everything, "out": everything}
+        part = {"range": "bytes=0-9"}
+        await client("GET", f"/v2/acme/app/blobs/{digest_of(ours.blobs[-1])}", headers=part)
+        await client("HEAD", "/v2/acme/app/manifests/1")
+        await client("GET", "/v2/acme/app/manifests/none")
+        await client("GET", "/v2/acme/app/tags/list")
+        assert counted == {"in": everything, "out": everything + 10}

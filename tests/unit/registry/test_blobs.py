@@ -88,7 +88,7 @@ async def test_bytes_that_do_not_count_are_cut(store: BlobStore) -> None:
 
 async def test_a_reader_keeps_what_it_opened(store: BlobStore) -> None:
     await put(store)
-    fd = await store.open(DIGEST)
+    fd = await store.open(DIGEST, len(CONTENT))
     try:
         await put(store)
         with store.collecting(DIGEST) as is_mine:
@@ -99,7 +99,7 @@ async def test_a_reader_keeps_what_it_opened(store: BlobStore) -> None:
     finally:
         os.close(fd)
     with pytest.raises(FileNotFoundError):
-        await store.open(DIGEST)
+        await store.open(DIGEST, len(CONTENT))
     with pytest.raises(FileNotFoundError):
         await store.read_whole(DIGEST)
 
