@@ -33,7 +33,7 @@ async def serving(
             settings=world.settings,
             keys=None,
             threads=world.ledger.threads,
-            registry_address="localhost",
+            name_registry=lambda: "localhost",
             clock=wall_clock,
         )
         addresses = await nursery.start(serve_api, deps, _no_registry)

@@ -36,7 +36,7 @@ async def serve(directory: Path, port: int) -> None:
             keys=KEYS,
             tenant_of_build=_no_builds,
             clock=wall_clock,
-            fallback_host="localhost",
+            fallback_host=lambda: "localhost",
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: actor.run(task_status=task_status))

@@ -7,7 +7,8 @@ SupervisorError
 │   └── PayloadTooLarge · QueueFull
 ├── NotReady             the caller may try again later (HTTP 503)
 ├── HostError            a tool, device or disk failed: retry, or fail the build and alert
-│   └── ToolFailed · VmBootFailed · GuestLost · ResourceExhausted
+│   ├── ToolFailed · VmBootFailed · GuestLost · ResourceExhausted
+│   └── DatabaseBusy · RecordDamaged
 └── ConfigError          the operator must change the configuration (exit 2)
 
 ``code`` is stable: the API, the CLI and tests use it. The text may change. A broken promise inside
@@ -151,6 +152,18 @@ class ResourceExhausted(HostError):
     """A disk, a table or a limit of the host is full."""
 
     code = "resource-exhausted"
+
+
+class DatabaseBusy(HostError):
+    """Another program holds the database for longer than we wait."""
+
+    code = "database-busy"
+
+
+class RecordDamaged(HostError):
+    """What is stored of one thing cannot be read; the others are not at fault."""
+
+    code = "record-damaged"
 
 
 class ConfigError(SupervisorError):

@@ -34,9 +34,8 @@ from supervisor.guest.secrets import SecretNotFound, read_secrets_sync
 from supervisor.model.build import Build, Phase, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
-from supervisor.model.oci import RepositoryName, parse_digest
+from supervisor.model.oci import parse_digest
 from supervisor.runtime.logs import log
-from supervisor.runtime.mailbox import ActorGone
 from supervisor.runtime.threads import run_in_thread
 from supervisor.store import builds
 from supervisor.store.eventlog import BuildLog
@@ -44,8 +43,6 @@ from supervisor.vm.machine import Machine, MachineSpec
 
 CONCLUDE_SECONDS = 10.0
 """Storing a verdict takes milliseconds; a disk that needs longer must not hold a shutdown up."""
-REMOVE_SECONDS = 3.0
-"""For removing what a failed build has pushed: less, so that its verdict is stored all the same."""
 TOKEN_MARGIN_SECONDS = 300.0
 MIN_TOKEN_SECONDS = 1800.0
 
@@ -80,10 +77,6 @@ class Registry(Protocol):
 
         Raises HostError if the image is not there whole, or the name cannot be one.
         """
-        ...
-
-    async def delete_repository(self, repository: RepositoryName) -> bool:
-        """Remove all that a repository holds; False if there is none."""
         ...
 
 
@@ -369,27 +362,14 @@ class BuildActor:
         """Store what is left of the output, the steps, and the verdict; name what was made."""
         try:
             await _store(events, self._transcript.lines(self._session.finish(), self._now()))
+            missing = self._session.dropped_bytes
+            await _store(events, self._transcript.end(missing, self._now()))
         except HostError as exc:
             self._log.error("build.log_incomplete", why=exc.message)
         await self._deps.ledger.database.run(builds.set_steps, self.id, self.steps)
         if isinstance(verdict, Succeeded):
             verdict = await self._name_image(verdict)
-        if isinstance(verdict, Ended):
-            await self._remove_image()
         self._build = await self._deps.ledger.apply(self._build, verdict)
-
-    async def _remove_image(self) -> None:
-        """Remove what a build without an image has pushed; its machine is gone, and pushes no more.
-
-        If that fails it is logged: the image stays until the build is removed, and is not `ready`.
-        """
-        with trio.move_on_after(REMOVE_SECONDS) as removing:
-            try:
-                await self._deps.registry.delete_repository(RepositoryName(f"builds/{self.id}"))
-            except (HostError, ActorGone) as exc:
-                self._log.error("build.image_not_removed", why=str(exc))
-        if removing.cancelled_caught:
-            self._log.error("build.image_not_removed", why="it took too long")
 
     async def _name_image(self, verdict: Succeeded) -> Succeeded | Ended:
         """Give the image the extra name that was asked for: not before nothing can undo it."""

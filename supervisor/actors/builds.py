@@ -13,14 +13,14 @@ import trio
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueHandle
 from supervisor.actors.runner import BuildRunner
-from supervisor.errors import Conflict, InvalidRequest
+from supervisor.errors import Conflict, InvalidRequest, RecordDamaged
 from supervisor.model.build import Build, BuildRequest, Source, Step
 from supervisor.model.events import START, EventBatch, EventId
 from supervisor.model.ids import BuildId, IdSource, Tenant, parse_build_id
 from supervisor.store import builds
 from supervisor.store.builds import BuildFilter
 from supervisor.store.eventlog import BuildLog
-from supervisor.store.idempotency import IdempotencyKey, is_key_known
+from supervisor.store.idempotency import IdempotencyKey, find_made_by, is_key_known
 
 __all__ = ["BuildFilter", "BuildService", "EventReader", "IdempotencyKey", "NewBuild"]
 
@@ -95,6 +95,13 @@ class BuildService:
         if key is None or not await self._ledger.database.run(is_key_known, tenant, key, now):
             self._queue.check_room()
 
+    async def find_made_by(self, tenant: Tenant, key: IdempotencyKey) -> Build | None:
+        """Return the build that `key` has made before. Raises Conflict if it was another request.
+
+        None says nothing of what has been submitted since.
+        """
+        return await self._ledger.database.run(find_made_by, key, tenant, self._ledger.clock())
+
     async def submit(self, new: NewBuild) -> Build:
         """Take a build in. When this returns, the build is durable.
 
@@ -119,7 +126,7 @@ class BuildService:
         await self._ledger.discard(build_id)
 
     async def get(self, build_id: BuildId) -> Build:
-        """Return a build. Raises NotFound."""
+        """Return a build. Raises NotFound, and RecordDamaged."""
         return await self._ledger.database.run(builds.get_build, build_id)
 
     async def list(self, wanted: BuildFilter) -> list[Build]:
@@ -136,9 +143,14 @@ class BuildService:
 
     async def purge(self, build_id: BuildId) -> None:
         """Forget a finished build and its files. Raises NotFound; Conflict if it has not ended."""
-        build = await self.get(build_id)
-        if not build.status.is_final:
-            raise Conflict(f"build {build_id} is {build.status}; cancel it first")
+        try:
+            build = await self.get(build_id)
+        except RecordDamaged:
+            if build_id in self._runner.running or self._queue.position(build_id) is not None:
+                raise
+        else:
+            if not build.status.is_final:
+                raise Conflict(f"build {build_id} is {build.status}; cancel it first")
         await self._ledger.forget(build_id)
 
     async def steps(self, build_id: BuildId) -> Sequence[Step]:

@@ -11,8 +11,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from supervisor.actors.grants import grants_of
 from supervisor.actors.registry import RegistryActor
@@ -92,15 +95,15 @@ class ImageService:
         Cancelling it is safe at any point: what is left is found the next time. With a wish for
         images only, what other garbage goes with them is not reported.
         """
-        wish = replace(wish, busy=await self._busy())
         sources, source_bytes = await self._prune_sources(wish, is_dry=is_dry)
-        planned = await self._database.run(units.find_reclaimable, wish)
+        planned = await self._database.run(_find_reclaimable, wish)
         if is_dry:
             freed_bytes = planned.freed_bytes + source_bytes
             return replace(planned, sources=sources, freed_bytes=freed_bytes)
         counts: Counter[str] = Counter()
         for kind, step in units.prune_steps(wish):
-            while changed := await self._registry.handle.prune(step):
+            unit = partial(_take_step, step=step, wish=wish)
+            while changed := await self._registry.handle.prune(unit):
                 counts[kind] += len(changed)
         blobs, blob_bytes = await self._registry.handle.free_blobs()
         if wish.images_only:
@@ -116,9 +119,9 @@ class ImageService:
     async def usage(self, wish: PruneWish) -> Sequence[Usage]:
         """Return what takes up room. `wish` says how old a thing must be to be reclaimable."""
         run = self._database.run
-        wish = replace(wish, busy=await self._busy(), caches=False)
-        registry = await run(units.find_reclaimable, wish)
-        with_caches = await run(units.find_reclaimable, replace(wish, caches=True))
+        wish = replace(wish, caches=False)
+        registry = await run(_find_reclaimable, wish)
+        with_caches = await run(_find_reclaimable, replace(wish, caches=True))
         _, old_sources = await self._prune_sources(replace(wish, sources=True), is_dry=True)
         sources, logs = await run_in_thread(
             self._threads.disk, _measure_builds_sync, self._data_dir / "builds"
@@ -161,15 +164,6 @@ class ImageService:
             return None
         return await self._registry.store.read_whole(digest)
 
-    async def _busy(self) -> frozenset[RepositoryName]:
-        """Return where running builds push to."""
-        running: list[Build] = []
-        for status in RUNNING:
-            running += await self._database.run(list_builds, BuildFilter(_ALL, status=status))
-        return frozenset(
-            RepositoryName(grant.repo) for build in running for grant in grants_of(build)
-        )
-
     async def _prune_sources(self, wish: PruneWish, *, is_dry: bool) -> tuple[int, int]:
         """Remove the archives of builds that have ended; return how many, and their bytes."""
         if not wish.sources:
@@ -193,6 +187,26 @@ class ImageService:
             if not left[status.st_ino]:
                 freed_bytes += status.st_size
         return count, freed_bytes
+
+
+def _find_reclaimable(connection: sa.Connection, wish: PruneWish) -> Pruned:
+    return units.find_reclaimable(connection, _with_busy(connection, wish))
+
+
+def _take_step(
+    connection: sa.Connection, step: units.PruneStep, wish: PruneWish
+) -> Sequence[RepositoryName]:
+    """Run a step; a build that has started since the one before is spared, too."""
+    return step(connection, _with_busy(connection, wish))
+
+
+def _with_busy(connection: sa.Connection, wish: PruneWish) -> PruneWish:
+    """Note where the builds push to that run at the moment of this transaction."""
+    running: list[Build] = []
+    for status in RUNNING:
+        running += list_builds(connection, BuildFilter(_ALL, status=status))
+    busy = frozenset(RepositoryName(grant.repo) for build in running for grant in grants_of(build))
+    return replace(wish, busy=busy)
 
 
 def _parse_object(data: bytes) -> Mapping[str, Any]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import trio
 
-from supervisor.errors import HostError, NotFound
+from supervisor.errors import HostError, NotFound, RecordDamaged
 from supervisor.model import lifecycle
-from supervisor.model.build import Build
+from supervisor.model.build import Build, Status
 from supervisor.model.events import status_event
 from supervisor.model.ids import BuildId
 from supervisor.model.oci import RepositoryName
@@ -22,12 +22,15 @@ from supervisor.model.times import rfc3339
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.files import remove_tree_sync, write_atomically_sync
 from supervisor.runtime.logs import log
+from supervisor.runtime.mailbox import ActorGone
 from supervisor.runtime.threads import Threads, run_in_thread
 from supervisor.store import builds
 from supervisor.store.database import Database
 from supervisor.store.eventlog import BuildLog, BuildLogs
 from supervisor.store.idempotency import IdempotencyKey, find_made_by, insert_build
 
+REMOVE_SECONDS = 3.0
+"""For removing what a build without an image has pushed: its end is stored all the same."""
 RECENT_BUILDS = 64
 """At most so many end between a commit and its announcement: those that run, and a burst of
 cancellations."""
@@ -82,15 +85,37 @@ class Ledger:
         await self._publish(build)
         await self.database.run(insert_build, build, key)
 
+    async def load(self, build_id: BuildId) -> Build:
+        """Return a build, for whoever owns it. One that cannot be read is ended as failed, so that
+        it holds up no other. Raises NotFound, HostError.
+        """
+        try:
+            return await self.database.run(builds.get_build, build_id)
+        except RecordDamaged as exc:
+            log.error("build.record_damaged", build_id=build_id, why=exc.message)
+        build = await self.database.run(builds.end_damaged, build_id, self.clock())
+        if build.status is not Status.READY:
+            await self._remove_image(build)
+        self._on_end(build)
+        try:
+            async with self.logs.open(build_id) as events:
+                await self.repair(build, events)
+        except HostError as exc:
+            log.error("build.announcement_failed", build_id=build_id, why=exc.message)
+        return build
+
     async def apply(self, build: Build, event: lifecycle.Event) -> Build:
         """Return `build` after `event`, durable and announced. No-op on a final build.
 
+        Whatever a build pushed that ends without an image is gone when its end is stored.
         An announcement that cannot be written is logged and made up for by `repair`: the database
         is what counts.
         """
         after = lifecycle.step(build, event, self.clock())
         if after == build:
             return build
+        if after.status.is_final and after.status is not Status.READY and after.attempt:
+            await self._remove_image(after)
         await self.database.run(builds.update_build, after)
         if after.status.is_final:
             self._on_end(after)
@@ -140,6 +165,20 @@ class Ledger:
     async def discard(self, build_id: BuildId) -> None:
         """Remove the files of a build that is not, or no longer, recorded."""
         await run_in_thread(self.threads.disk, remove_tree_sync, self.directory(build_id))
+
+    async def _remove_image(self, build: Build) -> None:
+        """Remove the image of a build that ends without one, whichever attempt has pushed it: its
+        machine is gone, and pushes no more.
+
+        If that fails it is logged: the image stays until the build is removed.
+        """
+        with trio.move_on_after(REMOVE_SECONDS) as removing:
+            try:
+                await self.delete_repository(RepositoryName(f"builds/{build.id}"))
+            except (HostError, ActorGone) as exc:
+                log.error("build.image_not_removed", build_id=build.id, why=str(exc))
+        if removing.cancelled_caught:
+            log.error("build.image_not_removed", build_id=build.id, why="it took too long")
 
     async def _publish(self, build: Build) -> None:
         facts = {"build_id": build.id, "tenant": build.tenant, "attempt": build.attempt}

@@ -21,7 +21,7 @@ from supervisor.model.build import Build, Status
 from supervisor.model.host import HostFacts, HostLoad, MachinePhase, MachineState, QueueState
 from supervisor.model.ids import Tenant, machine_id
 from supervisor.runtime.threads import run_in_thread
-from supervisor.store.builds import BuildFilter, count_by_status, list_builds
+from supervisor.store.builds import BuildFilter, count_by_status, list_builds, pick_queued
 
 MAX_SHOWN = 1000
 """Waiting builds in one answer; the rest are further from starting."""
@@ -54,17 +54,16 @@ class OperatorService:
         running = await self._list(tenant, Status.BUILDING) + await self._list(
             tenant, Status.PUSHING
         )
-        waiting = []
-        for build in await self._list(tenant, Status.QUEUED):
-            if (position := self._queue.position(build.id)) is not None:
-                waiting.append((position, build))
+        waiting = await self._ledger.database.run(
+            pick_queued, self._queue.waiting, tenant, MAX_SHOWN
+        )
         return QueueState(
             capacity=self._limits.capacity.total,
             tenant_capacity=self._limits.capacity.per_tenant,
             max_queued=self._limits.max_queued,
             is_draining=self._queue.is_draining,
             running=sorted(running, key=lambda build: build.started_at or 0.0),
-            waiting=[build for _, build in sorted(waiting, key=lambda pair: pair[0])],
+            waiting=waiting,
         )
 
     def queue_position(self, build: Build) -> int | None:

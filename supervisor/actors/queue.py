@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -153,6 +153,11 @@ class QueueHandle:
         return self._positions.get(build_id)
 
     @property
+    def waiting(self) -> Sequence[BuildId]:
+        """The builds that wait, by position."""
+        return tuple(self._positions)
+
+    @property
     def length(self) -> int:
         """How many builds wait."""
         return len(self._positions)
@@ -201,7 +206,7 @@ class QueueActor:
     async def _recover(self) -> None:
         """Take up every build without a final status."""
         for build_id in await self._ledger.database.run(builds.unfinished_ids):
-            await self._take_up(await self._load(build_id))
+            await self._take_up(await self._ledger.load(build_id))
         await self._ledger.repair_recent()
 
     async def _take_up(self, build: Build) -> None:
@@ -248,7 +253,7 @@ class QueueActor:
 
     async def _cancel(self, build_id: BuildId) -> None:
         if build_id in self._waiting:
-            await self._ledger.apply(await self._load(build_id), CancelRequested())
+            await self._ledger.apply(await self._ledger.load(build_id), CancelRequested())
             del self._waiting[build_id]
         elif (running := self._runner.running.get(build_id)) is not None:
             # The verdict first: it is what the cancellation competes with.
@@ -260,7 +265,7 @@ class QueueActor:
 
     async def _cancel_between_owners(self, build_id: BuildId) -> None:
         """Cancel a build that neither waits nor runs: ended, unknown, or on its way back here."""
-        build = await self._load(build_id)
+        build = await self._ledger.load(build_id)
         if build.status.is_final:
             raise Conflict(f"build {build_id} has ended already; there is nothing to cancel")
         await self._ledger.apply(build, CancelRequested())
@@ -269,7 +274,7 @@ class QueueActor:
         """Let the builds wait again whose actors have ended without a verdict."""
         for build_id in list(self._returning):
             try:
-                build = await self._load(build_id)
+                build = await self._ledger.load(build_id)
             except NotFound:
                 pass  # purged since
             else:
@@ -282,9 +287,11 @@ class QueueActor:
     async def _start_what_fits(self) -> None:
         """Start what the plan says, one after the other, and show the order of the rest."""
         while start := self._publish():
-            build = await self._ledger.apply(await self._load(start[0]), Started())
+            build = await self._ledger.apply(await self._ledger.load(start[0]), Started())
             # From here on the build belongs to its actor; nothing awaits in between.
             del self._waiting[build.id]
+            if build.status.is_final:
+                continue  # what is stored of it is damaged
             self._starts += 1
             self._last_start[build.tenant] = self._starts
             self._runner.start_nowait(build, self._done)
@@ -302,9 +309,6 @@ class QueueActor:
             return ()
         self._handle.publish_positions(decision.waiting)
         return decision.start
-
-    async def _load(self, build_id: BuildId) -> Build:
-        return await self._ledger.database.run(builds.get_build, build_id)
 
     async def _done(self, build_id: BuildId) -> None:
         # A queue that is gone for good reads the store when the daemon starts again.

@@ -56,6 +56,8 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 MOST_UPLOADS_PER_REPOSITORY = 1000
 _MOST_MOUNT_CANDIDATES = 64
+_USE_SECONDS = 300.0
+"""How exactly it is known when a blob was last asked for: prunes take what is an hour old."""
 _CACHES = "cache/"
 _MIRRORS = "mirror/"
 
@@ -181,8 +183,8 @@ class RegistryHandle:
     async def note_use(self, repository: RepositoryName, blob: BlobInfo) -> None:
         """Note that a client asked whether a blob is there, and may count on it from now."""
         now = self._clock()
-        # Precise to an eighth of the time that it stays, so that asking is rarely writing.
-        if now - blob.used_at >= self._policy.unused_seconds / 8:
+        # Not to the second, so that asking is rarely writing.
+        if now - blob.used_at >= min(self._policy.unused_seconds / 8, _USE_SECONDS):
             await self._change(repository, units.touch_blob, repository, blob.digest, now)
 
     async def find_linking_repositories(self, digest: Digest) -> Sequence[RepositoryName]:

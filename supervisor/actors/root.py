@@ -20,6 +20,7 @@ from supervisor.actors import queue
 from supervisor.actors.build import BuildDeps
 from supervisor.actors.builds import BuildService, sweep_uploads
 from supervisor.actors.contact import ContactTimes
+from supervisor.actors.gauges import watch_actors
 from supervisor.actors.grants import grants_of
 from supervisor.actors.hostports import GuestPort
 from supervisor.actors.images import ImageService
@@ -148,8 +149,9 @@ class RootActor:
                         await queue_nursery.start(
                             partial(supervise, "retention", self._retention, policy=PERMANENT)
                         )
-                        self._watch(handle, runner)
-                        task_status.started(self._system(handle, runner, pool))
+                        watch_actors(self._deps.metrics, handle, runner, pool)
+                        newest = await self._deps.database.run(builds.newest_id)
+                        task_status.started(self._system(handle, runner, pool, IdSource(newest)))
         finally:
             mailbox.close()
             registry.close()
@@ -178,15 +180,12 @@ class RootActor:
         )
         await RetentionActor(self._ledger, policy).run(task_status=task_status)
 
-    def _watch(self, handle: QueueHandle, runner: BuildRunner) -> None:
-        metrics = self._deps.metrics
-        metrics.watch("hypeman_build_queue_length", "Builds that wait.", lambda: handle.length)
-        metrics.watch("hypeman_builds_active", "Builds that run.", lambda: len(runner.running))
-
-    def _system(self, handle: QueueHandle, runner: BuildRunner, pool: Pool) -> System:
+    def _system(
+        self, handle: QueueHandle, runner: BuildRunner, pool: Pool, ids: IdSource
+    ) -> System:
         deps, settings = self._deps, self._deps.settings
         return System(
-            BuildService(self._ledger, handle, runner, IdSource(), deps.why_not_ready),
+            BuildService(self._ledger, handle, runner, ids, deps.why_not_ready),
             ImageService(
                 deps.registry,
                 deps.database,

@@ -6,11 +6,11 @@ The plain text follows BuildKit's own plain progress: each step has a number, ea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from supervisor.egress.policy import Decision
-from supervisor.guest.lines import Line
+from supervisor.guest.lines import Line, size_of
 from supervisor.guest.session import StepChanged
 from supervisor.model.build import Step
 from supervisor.model.events import egress_event, log_event, step_event
@@ -36,6 +36,7 @@ class Transcript:
         self._number_of = number_of
         self._max_bytes = max_bytes
         self._bytes_left = max_bytes
+        self._bytes_dropped = 0
         self._open_line: tuple[str, int] | None = None
         """The step and stream of the line that the text ends in, if it ends inside one."""
 
@@ -44,7 +45,7 @@ class Transcript:
         """Say whether the limit is reached: whatever else is said is not stored."""
         return self._bytes_left <= 0
 
-    def lines(self, lines: Iterable[Line], now: float) -> Rendered:
+    def lines(self, lines: Sequence[Line], now: float) -> Rendered:
         """Return what to append for lines of output."""
         events: list[bytes] = []
         text: list[str] = []
@@ -59,7 +60,10 @@ class Transcript:
                 text += "\n" if self._open_line and text else "", self._prefix(line.step)
             text += line.content, "" if line.is_partial else "\n"
             self._open_line = origin if line.is_partial else None
-        return self._limited(Rendered(events, "".join(text).encode(), continues), now)
+        said = self._limited(Rendered(events, "".join(text).encode(), continues), now)
+        if self.is_full:
+            self._bytes_dropped += size_of(lines)
+        return said
 
     def step_change(self, change: StepChanged, now: float) -> Rendered:
         """Return what to append for a step whose state has changed."""
@@ -88,6 +92,17 @@ class Transcript:
         content = f"[egress] {what} {decision.host}:{decision.port}: {decision.reason}"
         events.append(log_event(stamp, "", content))
         return self._limited(Rendered(events, f"{content}\n".encode()), now)
+
+    def end(self, dropped_bytes: int, now: float) -> Rendered:
+        """Return what to append when the log ends: what is missing, if anything is.
+
+        `dropped_bytes`: the output that was not even rendered.
+        """
+        if not self.is_full:
+            return Rendered([], b"")
+        dropped = self._bytes_dropped + dropped_bytes
+        said = f"[{dropped} bytes of output were not stored: MAX_LOG_BYTES is {self._max_bytes}]"
+        return Rendered([log_event(rfc3339(now), "", said)], f"{said}\n".encode())
 
     def _prefix(self, step: str) -> str:
         number = self._number_of(step)

@@ -87,7 +87,7 @@ class BuildRoutes:
         if request.accept_mimetypes.best_match(kinds) == "text/plain":
             check_names(request.args, ("follow",))
             build = await self.visible(id)
-            return log_response(self._builds.log_path(build.id), request, self._deps.threads)
+            return log_response(self._builds.log_path(build.id), request, self._deps)
         return await self._event_stream(id, follow=True)
 
     async def build_events(self, id: str) -> Response:

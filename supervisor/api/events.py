@@ -59,6 +59,7 @@ class EventStreamBody(ResponseBody):
 
     async def __aenter__(self) -> EventStreamBody:
         self._reader = await self._stack.enter_async_context(self._open)
+        self._stack.enter_context(self._deps.log_readers.reading())
         return self
 
     async def __aexit__(

@@ -27,7 +27,7 @@ from supervisor.config import Settings
 from supervisor.egress.targets import BadTarget, parse_domain
 from supervisor.errors import InvalidRequest
 from supervisor.model.build import BuildRequest, NetworkMode, Policy, SecretRef
-from supervisor.model.cache import parse_scope
+from supervisor.model.cache import SCOPE_PATTERN, parse_scope
 from supervisor.tokens import Caller
 
 MIN_MEMORY_MB = 512
@@ -48,7 +48,6 @@ _SECRET_ID = r"^[A-Za-z0-9_.-]{1,64}$"
 _STAGE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 _SHA256 = rf"^{_HEX_DIGEST}$"
 _DIGEST = rf"^sha256:{_HEX_DIGEST}$"
-_SCOPE = r"^[a-z0-9][a-z0-9-]{1,62}[a-z0-9]$"
 _CACHE_KEY = rf"^{_COMPONENT}$"
 _IMAGE_NAME = rf"^{_COMPONENT}(?:/{_COMPONENT})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?$"
 _GRAMMARS = {
@@ -59,7 +58,7 @@ _GRAMMARS = {
     " at most 128 characters",
     _SHA256: "a SHA-256: 64 hexadecimal digits, `sha256:` in front if you like",
     _DIGEST: "a digest: `sha256:` and 64 lower-case hexadecimal digits",
-    _SCOPE: "3 to 64 lower-case ASCII letters, digits and `-`, no `-` first or last",
+    SCOPE_PATTERN: "3 to 64 lower-case ASCII letters, digits and `-`, no `-` first or last",
     _CACHE_KEY: "lower-case ASCII letters and digits, with `.`, `_` or `-` between them",
     _IMAGE_NAME: "name[:tag] without a registry: lower-case ASCII letters and digits, with `.`,"
     " `_`, `-` or `/` between them; the tag of at most 128 letters, digits, `_`, `.` and `-`",
@@ -171,11 +170,11 @@ class BuildFields(BaseModel):
     cache_scope: (
         Annotated[
             str,
-            StringConstraints(pattern=_SCOPE),
+            StringConstraints(pattern=SCOPE_PATTERN),
             AfterValidator(_check_scope),
         ]
         | None
-    ) = Field(None, description="The tenant's build cache to use.")
+    ) = Field(None, description="The tenant's build cache to use; not `global`.")
     global_cache_key: (
         Annotated[str, StringConstraints(pattern=_CACHE_KEY, max_length=128)] | None
     ) = Field(None, description="The shared build cache to import; exported to by administrators.")

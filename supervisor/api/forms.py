@@ -18,10 +18,23 @@ from supervisor.api.uploads import Upload
 from supervisor.errors import InvalidRequest, PayloadTooLarge
 
 MAX_PARTS = 64
+MAX_PART_HEADERS = 8
+MAX_HEADER_BYTES = 4096
+"""Of one header of a part."""
 STALL_SECONDS = 60.0
 """A client that sends nothing for so long has gone without saying so."""
 OVERHEAD_BYTES = 4 << 20
 """How much longer than its source a form may be: texts, boundaries, headers."""
+
+_TOO_COMPLEX = (
+    f"the form is too complex: it may have {MAX_PARTS} parts, each with {MAX_PART_HEADERS} headers"
+    f" of at most {MAX_HEADER_BYTES:,} bytes"
+)
+_NOT_WHOLE = (
+    "the body is not a whole multipart form: each part must begin with the boundary of the"
+    " Content-Type and have a header `Content-Disposition: form-data` with a name, and the boundary"
+    " followed by `--` must end the last one"
+)
 
 
 async def receive_form(
@@ -50,9 +63,9 @@ async def receive_form(
                 for event in parser.parse(chunk):
                     await form.handle(event)
     except ParserLimitReached as exc:
-        raise InvalidRequest(f"the form is too complex: {exc}") from exc
+        raise InvalidRequest(_TOO_COMPLEX) from exc
     except MultipartError as exc:
-        raise InvalidRequest(f"the body is not a whole multipart form: {exc}") from exc
+        raise InvalidRequest(_NOT_WHOLE) from exc
     if not form.has_source:
         raise InvalidRequest("the part `source` is missing")
     return form.texts
@@ -104,9 +117,14 @@ def _open_parser(content_type: str) -> PushMultipartParser:
     if kind != "multipart/form-data" or not 0 < len(boundary) <= 200:
         raise InvalidRequest("the body must be multipart/form-data with a boundary")
     try:
-        return PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
+        return PushMultipartParser(
+            boundary,
+            max_segment_count=MAX_PARTS,
+            max_header_count=MAX_PART_HEADERS,
+            max_header_size=MAX_HEADER_BYTES,
+        )
     except MultipartError as exc:
-        raise InvalidRequest(f"the boundary of the form cannot be used: {exc}") from exc
+        raise InvalidRequest("the boundary of the form must not hold line breaks") from exc
 
 
 async def _next_chunk(body: AsyncIterator[bytes]) -> bytes:

@@ -11,8 +11,9 @@ from quart.wrappers.response import ResponseBody
 from quart_trio.wrappers import TrioResponse as Response
 from werkzeug.datastructures import Range
 
+from supervisor.api.ports import ApiDeps
 from supervisor.api.problems import Problem, respond
-from supervisor.runtime.threads import Threads, run_in_thread
+from supervisor.runtime.threads import run_in_thread
 
 READ_BYTES = 256 << 10
 
@@ -20,16 +21,18 @@ READ_BYTES = 256 << 10
 class FileBody(ResponseBody):
     """A range of a file that may be growing: what is announced is what is sent."""
 
-    def __init__(self, path: Path, start: int, stop: int, threads: Threads) -> None:
+    def __init__(self, path: Path, start: int, stop: int, deps: ApiDeps) -> None:
         self._path = path
         self._at = start
         self._stop = stop
-        self._threads = threads
+        self._threads = deps.threads
+        self._counted = deps.log_readers.reading()
         self._fd = -1
 
     async def __aenter__(self) -> FileBody:
         if self._at < self._stop:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self._counted.__enter__()
         return self
 
     async def __aexit__(
@@ -38,6 +41,7 @@ class FileBody(ResponseBody):
         exc_value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self._counted.__exit__(None, None, None)
         if self._fd >= 0:
             os.close(self._fd)
 
@@ -55,7 +59,7 @@ class FileBody(ResponseBody):
         return data
 
 
-def log_response(path: Path, request: Request, threads: Threads) -> Response:
+def log_response(path: Path, request: Request, deps: ApiDeps) -> Response:
     """Answer with the log as far as it goes, or with the one range of it that was asked for.
 
     A log that has not begun is empty.
@@ -74,7 +78,7 @@ def log_response(path: Path, request: Request, threads: Threads) -> Response:
         )
         return respond(problem)
     (start, stop), status = ((0, size), 200) if part is None else (part, 206)
-    body = FileBody(path, stop if request.method == "HEAD" else start, stop, threads)
+    body = FileBody(path, stop if request.method == "HEAD" else start, stop, deps)
     response = Response(body, status, content_type="text/plain; charset=utf-8")
     response.headers["Accept-Ranges"] = "bytes"
     response.headers["Content-Length"] = str(stop - start)

@@ -6,13 +6,14 @@ away, which cancels its handler, undoes nothing that was accepted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from supervisor.actors.builds import BuildFilter, NewBuild
+from supervisor.actors.builds import BuildFilter, IdempotencyKey, NewBuild
+from supervisor.api.logreaders import LogReaders
 from supervisor.api.operations import Images, Operator
 from supervisor.api.stopping import Stopping
 from supervisor.config import Keys, Settings
@@ -53,6 +54,13 @@ class Builds(Protocol):
         """Raise QueueFull or NotReady if a submission would be refused now.
 
         One with an Idempotency-Key `key` that has made a build needs no room.
+        """
+        ...
+
+    async def find_made_by(self, tenant: Tenant, key: IdempotencyKey) -> Build | None:
+        """Return the build that `key` has made before. Raises Conflict if it was another request.
+
+        None says nothing of what has been submitted since.
         """
         ...
 
@@ -117,7 +125,13 @@ class ApiDeps:
     keys: Keys | None
     """None: no JWT_SECRET, so only the UNIX socket is served."""
     threads: Threads
-    registry_address: str
-    """The registry as users see it, `host:port`."""
+    name_registry: Callable[[], str]
+    """Returns the registry as users see it, `host:port`: known for sure once the API is served."""
     clock: Clock = wall_clock
     stopping: Stopping = field(default_factory=Stopping)
+    log_readers: LogReaders = field(default_factory=LogReaders)
+
+    @property
+    def registry_address(self) -> str:
+        """The registry as users see it, `host:port`."""
+        return self.name_registry()

@@ -17,7 +17,15 @@ from quart import Quart, g, has_request_context
 from quart_trio.wrappers import TrioResponse as Response
 from werkzeug.exceptions import HTTPException
 
-from supervisor.errors import NotReady, QueueFull, ResourceExhausted, SupervisorError, UserError
+from supervisor.errors import (
+    DatabaseBusy,
+    NotReady,
+    QueueFull,
+    RecordDamaged,
+    ResourceExhausted,
+    SupervisorError,
+    UserError,
+)
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone
 
@@ -36,6 +44,8 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "internal_error": 500,
     "builder_not_ready": 503,
 }
+BUSY_RETRY_SECONDS = 10
+"""A caller has waited as long already as we wait for the database ourselves."""
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 """For the errors of the HTTP machinery itself; any other of its 4xx is an invalid request."""
 
@@ -82,6 +92,14 @@ def problem_of(error: Exception) -> Problem:
         case ResourceExhausted(message=message):
             log.bind(why=message).error("api.host_exhausted")
             return Problem(503, NotReady.code, "the host has no room for this; try again later")
+        case DatabaseBusy(message=message):
+            log.bind(why=message).error("api.database_busy")
+            headers = {"Retry-After": str(BUSY_RETRY_SECONDS)}
+            why = "another program holds the database of the host; try again later"
+            return Problem(503, NotReady.code, why, headers=headers)
+        case RecordDamaged(message=message):
+            log.bind(why=message).error("api.record_damaged")
+            return Problem(500, "internal_error", message)
         case HTTPException():
             return _problem_of_http(error)
         case _:

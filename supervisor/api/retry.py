@@ -38,6 +38,12 @@ class RetryRoutes:
         first = await self._builds.visible(id)
         if not first.status.is_final:
             raise Conflict(f"build {first.id} is {first.status}; only what has ended is retried")
+        made_by = None if key is None else IdempotencyKey(key, _hash(first))
+        if made_by is not None:
+            # Now: the source may have been removed since.
+            known = await self._deps.builds.find_made_by(first.tenant, made_by)
+            if known is not None:
+                return self._render(known, 200)
         await self._deps.builds.check_room(first.tenant, key)
         async with open_upload(self._deps) as upload:
             await run_in_thread(
@@ -51,15 +57,18 @@ class RetryRoutes:
                 first.tenant,
                 _allowed_now(first.request, self._deps, g.caller),
                 first.source,
-                None if key is None else IdempotencyKey(key, _hash(first)),
+                made_by,
             )
             build = await take_in(self._deps, upload, new)
+        return self._render(build, 202 if build.id == new.id else 200)
+
+    def _render(self, build: Build, status: int) -> Response:
         shown = render_build(
             build,
             queue_position=self._deps.builds.queue_position(build.id),
             registry_address=self._deps.registry_address,
         )
-        response = json_response(shown, 202 if build.id == new.id else 200)
+        response = json_response(shown, status)
         response.headers["Location"] = f"/builds/{build.id}"
         return response
 

@@ -23,7 +23,7 @@ from supervisor.api.fields import MAX_DOCKERFILE_BYTES
 from supervisor.api.forms import STALL_SECONDS
 from supervisor.api.front import JOIN_WRITES
 from supervisor.api.mistakes import parse_json
-from supervisor.api.ports import ApiDeps
+from supervisor.api.ports import ApiDeps, EventReader
 from supervisor.api.problems import problem_of
 from supervisor.api.queries import check_names, parse_event_id
 from supervisor.api.submissions import parse_key, submit
@@ -96,18 +96,22 @@ class WebsocketRoutes:
     async def _follow(self, build_id: BuildId, after: EventId) -> None:
         _ignore_messages()
         async with self._deps.builds.open_events(build_id, after=after, follow=True) as reader:
-            while True:
-                match await next_batch(self._deps, reader):
-                    case Pause.SILENCE:
-                        await websocket.send(heartbeat(self._deps).decode())
-                    case Pause.END:
-                        break
-                    case batch:
-                        async with _joined_writes():
-                            for event_id, event in batch.events:
-                                await websocket.send(f'{{"id":{event_id},{event[1:].decode()}')
+            with self._deps.log_readers.reading():
+                await self._send_events(reader)
         build = await self._deps.builds.get(build_id)
         await websocket.close(CLOSE_CODES.get(build.status, GOING_AWAY))
+
+    async def _send_events(self, reader: EventReader) -> None:
+        while True:
+            match await next_batch(self._deps, reader):
+                case Pause.SILENCE:
+                    await websocket.send(heartbeat(self._deps).decode())
+                case Pause.END:
+                    return
+                case batch:
+                    async with _joined_writes():
+                        for event_id, event in batch.events:
+                            await websocket.send(f'{{"id":{event_id},{event[1:].decode()}')
 
 
 async def _receive_source(upload: Upload) -> None:

@@ -71,6 +71,8 @@ class _Daemon:
         self._settings = settings
         self._keys = keys
         self._passed = passed
+        self._port = settings.port
+        """Where the API is on TCP: with PORT=0, or a socket that was passed, known once it is."""
         self._threads = Threads()
         self._metrics = Metrics()
         self._system: System | None = None
@@ -124,6 +126,7 @@ class _Daemon:
             tenant_of_build=partial(tenant_of_build, database),
             clock=wall_clock,
             fallback_host=self._public_registry,
+            count_bytes=self._metrics.count_registry_bytes,
         )
         root = RootActor(
             RootDeps(
@@ -155,12 +158,18 @@ class _Daemon:
             settings=self._settings,
             keys=self._keys,
             threads=self._threads,
-            registry_address=self._public_registry,
+            name_registry=self._public_registry,
+        )
+        readers = deps.log_readers
+        self._metrics.watch(
+            "hypeman_log_readers", "Clients that read a build's log.", lambda: readers.count
         )
         async with trio.open_nursery() as nursery:
             if address := self._settings.metrics_address:
                 await nursery.start(serve_metrics, address, self._metrics.registry)
             addresses = await nursery.start(serve_api, deps, web, self._passed)
+            if addresses.tcp:
+                self._port = addresses.tcp[1]
             notify("READY=1", "STATUS=Ready: builds can start.")
             tcp = "{}:{}".format(*addresses.tcp) if addresses.tcp else "none"
             log.info("daemon.ready", tcp=tcp, unix=addresses.unix)
@@ -192,9 +201,8 @@ class _Daemon:
             return f"the disk of DATA_DIR has {free >> 20} MiB left; make room"
         return None
 
-    @property
     def _public_registry(self) -> str:
-        return self._settings.public_registry or f"localhost:{self._settings.port}"
+        return self._settings.public_registry or f"localhost:{self._port}"
 
 
 def _require_keys(settings: Settings, passed: PassedSockets) -> Keys:

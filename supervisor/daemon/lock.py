@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from supervisor.config import Settings
@@ -26,6 +26,8 @@ def prepare_directories(settings: Settings) -> None:
         except OSError as exc:
             raise ConfigError(f"the directory {path} cannot be made: {exc.strerror}") from exc
         if not os.access(path, os.W_OK | os.X_OK):
+            if os.statvfs(path).f_flag & os.ST_RDONLY:
+                raise ConfigError(f"the directory {path} is on a read-only file system")
             raise ConfigError(f"the directory {path} is not writable for uid {os.getuid()}")
 
 
@@ -33,9 +35,16 @@ def prepare_directories(settings: Settings) -> None:
 def hold_lock(directory: Path, setting: str) -> Iterator[None]:
     """Hold a directory's lock during the block; the kernel frees it if the daemon dies.
 
-    Raises ConfigError, naming the other daemon's process and the setting, if it is taken.
+    Raises ConfigError, naming the other daemon's process and the setting, if it is taken; also if
+    it cannot be opened.
     """
-    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    path = directory / "lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as exc:
+        raise ConfigError(
+            f"the lock {path} cannot be opened: {exc.strerror}; mend that or set {setting}"
+        ) from exc
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,8 +53,10 @@ def hold_lock(directory: Path, setting: str) -> Iterator[None]:
             raise ConfigError(
                 f"another daemon (process {owner}) uses {directory}; stop it or set {setting}"
             ) from exc
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        # Only for the sentence above: a daemon must come up on a full disk.
+        with suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

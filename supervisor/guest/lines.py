@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MAX_LINE_BYTES = 64 << 10
@@ -62,6 +62,11 @@ class LineAssembler:
         """Yield every unfinished line: nothing more will come."""
         for step in dict.fromkeys(step for step, _ in self._open):
             yield from self.finish(step, time)
+
+
+def size_of(lines: Iterable[Line]) -> int:
+    """Return how many bytes of output lines are, with their ends."""
+    return sum(len(line.content.encode()) + (not line.is_partial) for line in lines)
 
 
 def _cut(line: bytes) -> tuple[bytes, bytes]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from agent import wire
 from supervisor.errors import GuestLost
-from supervisor.guest.lines import Line, LineAssembler
+from supervisor.guest.lines import Line, LineAssembler, size_of
 from supervisor.model.build import Step
 from supervisor.model.times import MAX_UNIX_SECONDS
 
@@ -89,6 +89,8 @@ class Session:
         self._phase = ""
         self._time = 0.0
         self._is_muted = False
+        self.dropped_bytes = 0
+        """How much output came after `mute`."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -137,10 +139,18 @@ class Session:
             raise GuestLost(f"the guest sent {len(message.data)} bytes of log in one message")
         step = message.step if message.step in self._steps else ""
         self._time = _sane_time(message.time)
+        if self._drops(len(message.data)):
+            return
         for output in _outputs(self._lines.feed(step, message.stream, self._time, message.data)):
-            if self._is_muted:
-                return
-            yield output
+            # What was done about the one before may have been `mute`.
+            if not self._drops(size_of(output.lines)):
+                yield output
+
+    def _drops(self, count: int) -> bool:
+        """Say whether output of that many bytes is dropped, and count it then."""
+        if self._is_muted:
+            self.dropped_bytes += count
+        return self._is_muted
 
     def _on_step(self, message: wire.Step) -> Iterator[Action]:
         known = self._steps.get(message.digest)

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 
 from supervisor.model.ids import Tenant
 
-_SCOPE = re.compile(r"[a-z0-9](?:[a-z0-9-]{1,62}[a-z0-9])", re.ASCII)
+SCOPE_PATTERN = r"^[a-z0-9][a-z0-9-]{1,62}[a-z0-9]$"
+"""What a cache scope looks like, here and in the description of the API."""
+_SCOPE = re.compile(SCOPE_PATTERN, re.ASCII)
 _RUNTIME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62}[a-z0-9])?", re.ASCII)
 RESERVED_SCOPES = frozenset({"global"})
 CACHE_TAG = "latest"

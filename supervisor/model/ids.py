@@ -13,6 +13,7 @@ Tenant = NewType("Tenant", str)
 
 ID_LENGTH = 24
 _TIME_DIGITS = 10  # 36**10 milliseconds reach past the year 115,000
+_LATEST_MS = 36**_TIME_DIGITS // 2
 _ALPHABET = string.digits + string.ascii_lowercase
 _ID = re.compile(rf"[0-9a-z]{{{ID_LENGTH}}}", re.ASCII)
 RESERVED_TENANTS = frozenset({"base", "builds", "cache", "global", "mirror"})
@@ -23,8 +24,12 @@ _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 class IdSource:
     """Hands out 24-character ids that sort by the time of making, also within a millisecond."""
 
-    def __init__(self) -> None:
+    def __init__(self, newest: BuildId | None = None) -> None:
+        """Hand out ids behind `newest`, however far the clock has gone back since it was made."""
         self._last_ms = 0
+        if newest is not None:
+            # An id of an absurd time is a damaged one: there would be no room behind it.
+            self._last_ms = min(int(newest[:_TIME_DIGITS], 36), _LATEST_MS)
 
     def build_id(self, now: float) -> BuildId:
         """Return an id greater than every earlier one of this source. `now` is in Unix seconds."""

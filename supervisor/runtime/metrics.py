@@ -5,7 +5,7 @@ Gauges ask whoever knows at the moment they are read, so they cannot drift.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -38,6 +38,14 @@ class Metrics:
             buckets=_PHASES,
             registry=self.registry,
         )
+        self._registry_bytes = Counter(
+            "hypeman_registry_bytes_total",
+            "Bytes of blobs and manifests that the registry has taken in and sent out.",
+            ["direction"],
+            registry=self.registry,
+        )
+        for direction in ("in", "out"):
+            self._registry_bytes.labels(direction)
         for status in _FINAL:  # a counter that is absent until its first event has no rate
             self._ended.labels(status.value)
 
@@ -51,6 +59,18 @@ class Metrics:
         for phase, seconds in build.phases.items():
             self._phases.labels(phase.value).observe(seconds)
 
+    def count_registry_bytes(self, direction: str, count: int) -> None:
+        """Count bytes that have just gone through the registry, `in` or `out`."""
+        self._registry_bytes.labels(direction).inc(count)
+
     def watch(self, name: str, about: str, read: Callable[[], float]) -> None:
         """Add a gauge that shows what `read` returns."""
         Gauge(name, about, registry=self.registry).set_function(read)
+
+    def watch_each(
+        self, name: str, about: str, label: str, reads: Mapping[str, Callable[[], float]]
+    ) -> None:
+        """Add a gauge with a label that shows, for each value, what its function returns."""
+        gauge = Gauge(name, about, [label], registry=self.registry)
+        for value, read in reads.items():
+            gauge.labels(value).set_function(read)

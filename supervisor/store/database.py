@@ -8,10 +8,11 @@ same units run on PostgreSQL later.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 import trio
@@ -20,13 +21,19 @@ from alembic.config import Config as AlembicConfig
 from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from supervisor.errors import HostError, ResourceExhausted
+from supervisor.errors import DatabaseBusy, HostError, ResourceExhausted
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_SECONDS = 10
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY = (
+    f"another program has held it for {_BUSY_TIMEOUT_SECONDS} s; end what has opened it (`fuser`"
+    " names it), or try again"
+)
+DAMAGED = object()
+"""Stands in a row for JSON that cannot be read, so that one bad row does not hide the others."""
 
 
 class Database:
@@ -44,7 +51,8 @@ class Database:
 
         When this returns, what was written is durable. If `unit` raises, nothing was written. A
         cancellation that arrives while the unit runs is delivered after it: known to be done or
-        not. Raises ResourceExhausted if the disk is full.
+        not. Raises ResourceExhausted if the disk is full, DatabaseBusy if another program holds the
+        database, and HostError for whatever else the host refuses.
         """
         return await trio.to_thread.run_sync(
             lambda: self.run_sync(unit, *args, **kwargs), limiter=self._limiter
@@ -60,6 +68,8 @@ class Database:
         except OperationalError as exc:
             if "full" in str(exc.orig):
                 raise ResourceExhausted("the database cannot be written: the disk is full") from exc
+            if _is_locked(exc):
+                raise DatabaseBusy(_BUSY) from exc
             raise HostError(f"the database failed: {exc.orig}") from exc
         except DBAPIError as exc:
             raise AssertionError(f"the database refused a statement: {exc.orig}") from exc
@@ -69,13 +79,16 @@ class Database:
 async def open_database(path: Path) -> AsyncIterator[Database]:
     """Open the database at `path`, made or migrated as needed, for the length of the block.
 
-    Raises HostError if it cannot be opened, or is of a newer program.
+    Raises HostError if it cannot be opened, or is of a newer program; DatabaseBusy if another
+    program holds it.
     """
     engine = _open_engine(path)
     try:
         try:
             await trio.to_thread.run_sync(_migrate_sync, engine)
         except DBAPIError as exc:
+            if _is_locked(exc):
+                raise DatabaseBusy(f"the database {path} cannot be opened: {_BUSY}") from exc
             raise HostError(f"the database {path} cannot be opened: {exc.orig}") from exc
         except CommandError as exc:
             raise HostError(f"the database {path} is of a newer program: {exc}") from exc
@@ -90,6 +103,7 @@ def _open_engine(path: Path) -> sa.Engine:
         # The limiter admits one thread at a time; which one of trio's threads it is may change.
         connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_SECONDS},
         poolclass=sa.pool.StaticPool,
+        json_deserializer=_parse_json,
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -98,6 +112,7 @@ def _open_engine(path: Path) -> sa.Engine:
         # The driver's own transaction handling commits before some statements; we say BEGIN
         # ourselves.
         connection.isolation_level = None  # type: ignore[attr-defined]
+        connection.text_factory = _text  # type: ignore[attr-defined]
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
@@ -107,6 +122,22 @@ def _open_engine(path: Path) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _text(raw: bytes) -> str:
+    """Return stored text, also if it is damaged: who reads it checks what it means."""
+    return raw.decode(errors="replace")
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return DAMAGED
+
+
+def _is_locked(error: DBAPIError) -> bool:
+    return "locked" in str(error.orig)
 
 
 def _migrate_sync(engine: sa.Engine) -> None:

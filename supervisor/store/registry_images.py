@@ -30,7 +30,7 @@ from supervisor.store.registry_tables import (
 from supervisor.store.registry_upkeep import is_unused_blob
 from supervisor.store.tables import builds
 
-PruneStep = Callable[[sa.Connection], Sequence[RepositoryName]]
+PruneStep = Callable[[sa.Connection, PruneWish], Sequence[RepositoryName]]
 
 BUILDS, CACHES, BASE, MIRROR = "builds/", "cache/", "base/", "mirror/"
 _STEP_ROWS = 200
@@ -131,23 +131,12 @@ def prune_steps(wish: PruneWish) -> Sequence[tuple[str, PruneStep]]:
 
     Each is to be run until it changes nothing more.
     """
-
-    def whole_repositories(connection: sa.Connection) -> Sequence[RepositoryName]:
-        return _drop_repositories(connection, wish)
-
-    def untagged(connection: sa.Connection) -> Sequence[RepositoryName]:
-        return _drop_untagged(connection, wish)
-
-    def unused_links(connection: sa.Connection) -> Sequence[RepositoryName]:
-        return _drop_links(connection, wish)
-
-    def empty(connection: sa.Connection) -> Sequence[RepositoryName]:
-        return _drop_empty(connection, wish)
-
-    images: tuple[tuple[str, PruneStep], ...] = (("manifests", untagged), ("links", unused_links))
+    images: tuple[tuple[str, PruneStep], ...] = (
+        ("manifests", _drop_untagged), ("links", _drop_links),
+    )  # fmt: skip
     if wish.images_only:
         return images
-    return (("repositories", whole_repositories), *images, ("repositories", empty))
+    return (("repositories", _drop_repositories), *images, ("repositories", _drop_empty))
 
 
 def find_reclaimable(connection: sa.Connection, wish: PruneWish) -> Pruned:
@@ -157,7 +146,7 @@ def find_reclaimable(connection: sa.Connection, wish: PruneWish) -> Pruned:
     savepoint = connection.begin_nested()
     try:
         for kind, step in prune_steps(wish):
-            while changed := step(connection):
+            while changed := step(connection, wish):
                 counts[kind] += len(changed)
         unused = _unused_content(connection)
     finally:

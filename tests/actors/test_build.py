@@ -17,6 +17,7 @@ from agent import wire
 from supervisor.actors import build as build_module
 from supervisor.actors.hostports import GuestPort
 from supervisor.actors.phases import PhaseClock
+from supervisor.api.views import render_build
 from supervisor.egress.policy import Decision
 from supervisor.egress.proxy import OnDecision
 from supervisor.errors import NotFound, ResourceExhausted
@@ -40,7 +41,7 @@ from tests.fakes.agent import DIGEST, Script, Working, agent
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.registry import FakeRegistry
 from tests.kit import cancel_at_every_checkpoint
-from tests.samples import POLICY, SOURCE, a_build
+from tests.samples import CREATED_AT, POLICY, SOURCE, a_build
 
 pytestmark = pytest.mark.usefixtures("inline_threads")
 
@@ -413,6 +414,28 @@ async def test_the_timeout_counts_from_the_lease_of_the_machine(
         assert not fake.booted
 
 
+@pytest.mark.parametrize("jump_seconds", [7 * 86_400.0, -7 * 86_400.0])
+async def test_a_clock_that_jumps_while_a_build_runs_changes_neither_deadline_nor_durations(
+    data_dir: Path,
+    jump_seconds: float,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    working = Working()
+    async with open_world(data_dir, hypervisor=FakeHypervisor(agent(working))) as world:
+        request = BuildRequest(replace(POLICY, timeout_seconds=60))
+        ours = await world.submit(request=request)
+        await world.wait_status(ours, Status.BUILDING)
+        began = trio.current_time()
+        monkeypatch.setattr(world.ledger, "clock", lambda: CREATED_AT + jump_seconds)
+        build = await world.wait_end(ours)
+        assert build.error_code is Reason.BUILD_TIMEOUT
+        assert 50 < trio.current_time() - began < 70
+        assert all(0 <= seconds < 100 for seconds in build.phases.values())
+        shown = render_build(build, queue_position=None, registry_address="r")
+        assert shown["duration_ms"] >= 0
+
+
 async def test_the_guest_is_told_how_much_time_is_left(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
@@ -468,13 +491,17 @@ async def test_the_last_words_of_a_lost_guest_are_kept(
 async def test_a_log_is_cut_at_its_limit_and_the_build_goes_on(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
-    fake = hypervisor(partial(agents.flood_the_log, line=b"yes\n"))
+    sent = 4 << 20
+    fake = hypervisor(partial(agents.flood_the_log, total_bytes=sent, line=b"yes\n"))
     async with open_world(data_dir, hypervisor=fake, max_log_bytes=1 << 20) as world:
         build_id = await world.submit()
         events = await world.events(build_id)
         assert statuses(events) == HAPPY
-        assert contents(events)[-1] == "[the log is cut here: it has reached 1048576 bytes]"
-        assert contents(events)[:-1] == ["yes"] * (len(contents(events)) - 1)
+        *output, cut, missing = contents(events)
+        assert cut == "[the log is cut here: it has reached 1048576 bytes]"
+        assert output == ["yes"] * len(output)
+        dropped = sent - 4 * len(output)
+        assert missing == f"[{dropped} bytes of output were not stored: MAX_LOG_BYTES is 1048576]"
         stored = sum(p.stat().st_size for p in world.ledger.logs.directory(build_id).iterdir())
         assert stored < (1 << 20) + (256 << 10)
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from supervisor.actors.builds import sweep_uploads
 from supervisor.actors.ledger import Ledger
-from supervisor.errors import Conflict, HostError, NotFound
+from supervisor.errors import Conflict, HostError, InvalidRequest, NotFound
 from supervisor.model.build import Build, BuildRequest, Status
 from supervisor.model.events import START, EventId
 from supervisor.model.ids import BuildId, Tenant
@@ -66,6 +66,19 @@ async def test_every_event_can_be_resumed_after(data_dir: Path, autojump_clock: 
         assert batch is not None
         for number, (at, _) in enumerate(batch.events, start=1):
             assert await world.events(ours, after=at) == whole[number:]
+
+
+async def test_a_place_is_one_that_the_events_have_reached(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        ours = await world.submit()
+        await world.wait_end(ours)
+        async with world.ledger.logs.open(ours) as log:
+            end = log.end
+        await world.builds.check_place(ours, EventId(end))
+        with pytest.raises(InvalidRequest, match=f"no event {end + 1}; its last one .* is {end}"):
+            await world.builds.check_place(ours, EventId(end + 1))
 
 
 @pytest.mark.parametrize("follow", [True, False])

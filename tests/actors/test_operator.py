@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from supervisor.actors.operator import OperatorService
@@ -48,6 +49,24 @@ async def test_the_queue_is_what_runs_and_then_what_waits(tmp_path: Path) -> Non
                 2,
                 0,
             )
+
+
+async def test_of_many_that_wait_those_are_shown_that_start_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.actors.operator.MAX_SHOWN", 2)
+    hypervisor = FakeHypervisor(agent(fall_silent))
+    with trio.fail_after(30):
+        async with open_world(
+            tmp_path, hypervisor=hypervisor, max_concurrent_source_builds=1
+        ) as world:
+            first, *own = [await world.submit("acme") for _ in range(4)]
+            foreign = await world.submit("rival")
+            await world.wait_status(first, Status.BUILDING)
+            state = await operator(world).queue(None)
+            assert [build.id for build in state.waiting] == [foreign, own[0]]
+            state = await operator(world).queue(Tenant("acme"))
+            assert [build.id for build in state.waiting] == own[:2]
 
 
 async def test_machines_are_those_of_builds_and_those_of_the_pool(tmp_path: Path) -> None:

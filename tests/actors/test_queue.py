@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -15,7 +17,15 @@ from trio.testing import MockClock
 from supervisor.actors import queue as queue_module
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.schedule import Capacity
-from supervisor.errors import Conflict, HostError, NotFound, NotReady, QueueFull, ResourceExhausted
+from supervisor.errors import (
+    Conflict,
+    HostError,
+    NotFound,
+    NotReady,
+    QueueFull,
+    RecordDamaged,
+    ResourceExhausted,
+)
 from supervisor.model.build import Build, BuildRequest, Reason, Status
 from supervisor.model.ids import Tenant
 from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
@@ -24,9 +34,11 @@ from supervisor.runtime.mailbox import ActorGone, Mailbox
 from supervisor.store import builds
 from supervisor.store.database import Database, open_database
 from supervisor.store.idempotency import IdempotencyKey, insert_build
+from supervisor.store.tables import builds as table
 from tests.actors.world import World, open_world, statuses
 from tests.fakes.agent import Working, agent, fail_step, succeed
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.registry import FakeRegistry
 from tests.kit import cancel_at_every_checkpoint
 from tests.samples import POLICY, SOURCE_BYTES, a_build, build_id
 
@@ -318,6 +330,41 @@ async def test_a_wish_to_cancel_survives_the_daemon(
         assert not world.hypervisor.booted
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        a_build(status=Status.QUEUED, attempt=1, cancel_requested=True),
+        a_build(status=Status.PUSHING, attempt=3, lost_attempts=MAX_LOST_ATTEMPTS - 1),
+        replace(a_build(attempt=1), created_at=-1.0),
+    ],
+    ids=["cancelled", "given-up", "damaged"],
+)
+async def test_what_an_earlier_attempt_pushed_goes_when_the_build_ends_without_an_image(
+    data_dir: Path, stored: Build, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, stored)
+    registry = FakeRegistry()
+    other = (f"builds/{build_id(2)}", "sha256:" + "1" * 64)
+    registry.images = {(f"builds/{stored.id}", "sha256:" + "0" * 64), other}
+    async with open_world(data_dir, registry=registry) as world:
+        assert (await world.wait_end(stored.id)).status in (Status.CANCELLED, Status.FAILED)
+        assert registry.images == {other}
+
+
+async def test_what_an_attempt_pushed_goes_when_the_build_is_cancelled_while_it_waits_again(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(1), a_build(2, attempt=1))
+    registry = FakeRegistry()
+    registry.images = {(f"builds/{build_id(2)}", "sha256:" + "0" * 64)}
+    async with open_world(
+        data_dir, hypervisor=stuck(), registry=registry, max_concurrent_source_builds=1
+    ) as world:
+        await world.wait_status(build_id(1), Status.BUILDING)
+        await world.builds.cancel(build_id(2))
+        assert registry.images == set()
+
+
 async def test_planned_stops_lose_nothing_however_many(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
@@ -437,6 +484,109 @@ async def test_a_build_that_ends_while_the_queue_restarts_frees_its_slot(
             await world.builds.cancel(third)
         working.may_finish.set()
         assert (await world.wait_end(waiting)).status is Status.READY
+
+
+# -- rows that are damaged ----------------------------------------------------------------------
+
+DAMAGE = {
+    "request": "'{\"policy\": '",
+    "request of another shape": ("request", "'[1, 2]'"),
+    "request in no encoding": ("request", "CAST(X'7bff' AS TEXT)"),
+    "build_args": "'7'",
+    "status": "'bui1ding'",
+    "created_at": "'yesterday'",
+    "queued_at": "1e300",
+    "attempt": "'x'",
+    "error_code": "'gremlins'",
+    "provenance": "'[1]'",
+    "phases": "'{\"lunch\": 1}'",
+    "phases of another shape": ("phases", "'[]'"),
+}
+
+
+def damage(connection: sa.Connection, number: int, column: str, value: str) -> None:
+    """Replace what is stored in a column of a build by an SQL expression."""
+    statement = f"UPDATE builds SET {column} = {value} WHERE id = '{build_id(number)}'"  # noqa: S608
+    assert connection.exec_driver_sql(statement).rowcount == 1
+
+
+@pytest.mark.parametrize("what", DAMAGE.items(), ids=DAMAGE)
+async def test_a_damaged_row_ends_its_build_and_holds_up_no_other(
+    data_dir: Path,
+    what: tuple[str, str | tuple[str, str]],
+    errors: list[str],
+    autojump_clock: MockClock,
+) -> None:
+    name, how = what
+    column, value = how if isinstance(how, tuple) else (name, how)
+    await left_behind(data_dir, a_build(1, status=Status.PUSHING), a_build(2), a_build(3))
+    async with open_database(data_dir / "hypeman.db") as database:
+        await database.run(damage, 1, column, value)
+    for _ in range(2):  # it stays like that over the next start
+        async with open_world(data_dir) as world:
+            bad = await world.builds.get(build_id(1))
+            assert (bad.status, bad.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+            assert "damaged" in (bad.error or "")
+            assert statuses(await world.events(build_id(1)))[-1] == "failed"
+            for number in (2, 3):
+                assert (await world.wait_end(build_id(number))).status is Status.READY
+            listed = await world.builds.list(builds.BuildFilter(limit=10))
+            assert [build.id for build in listed] == [build_id(3), build_id(2), build_id(1)]
+    assert errors == ["build.record_damaged"]
+
+
+async def test_a_row_that_is_damaged_while_its_build_waits_holds_up_no_other(
+    data_dir: Path, errors: list[str], autojump_clock: MockClock
+) -> None:
+    working = Working()
+    async with open_world(
+        data_dir, hypervisor=FakeHypervisor(agent(working)), max_concurrent_source_builds=1
+    ) as world:
+        first, bad, last = [await world.submit() for _ in range(3)]
+        await world.wait_status(first, Status.BUILDING)
+        await world.database.run(
+            lambda connection: connection.execute(
+                table.update().where(table.c.id == bad).values(status="?")
+            )
+        )
+        await world.builds.cancel(first)
+        await world.wait_status(last, Status.BUILDING)
+        assert (await world.wait_end(bad)).status is Status.FAILED
+        assert errors == ["build.record_damaged"]
+
+
+async def test_a_damaged_row_of_an_ended_build_is_listed_told_and_can_be_removed(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    ended = a_build(1, status=Status.READY, completed_at=1.0)
+    await left_behind(data_dir, ended, a_build(2))
+    async with open_database(data_dir / "hypeman.db") as database:
+        await database.run(damage, 1, "request", "'{'")
+    async with open_world(data_dir) as world:
+        listed = await world.builds.list(builds.BuildFilter(limit=10))
+        assert [build.id for build in listed] == [build_id(2), build_id(1)]
+        assert listed[1].status is Status.READY
+        with pytest.raises(RecordDamaged, match=f"{build_id(1)} is damaged"):
+            await world.builds.get(build_id(1))
+        await world.builds.purge(build_id(1))
+        with pytest.raises(NotFound):
+            await world.builds.get(build_id(1))
+
+
+async def test_files_that_are_garbage_hold_up_no_start(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(1), a_build(2, status=Status.READY, completed_at=1.0))
+    for number in (1, 2):
+        files = data_dir / "builds" / build_id(number)
+        (files / "metadata.json").write_bytes(b"\0\xff{")
+        (files / "logs").mkdir()
+        (files / "logs" / "events.jsonl").write_bytes(b'{"type":"log"}\n\xff\0garbage{"type"')
+    async with open_world(data_dir) as world:
+        assert (await world.wait_end(build_id(1))).status is Status.READY
+        assert b'"ready"' in (data_dir / "builds" / build_id(1) / "metadata.json").read_bytes()
+        async with world.ledger.logs.open(build_id(2)) as events:
+            assert events.is_final, "what was torn off is taken back, and the end is told"
 
 
 # -- a host that fails -------------------------------------------------------------------------

@@ -186,3 +186,43 @@ async def test_a_host_that_fails_delays_what_should_go(
         await trio.sleep(INTERVAL_SECONDS)
         assert await what_is_left(world) == []
         nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_clock_that_jumps_forwards_is_not_believed_for_a_day(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(world, 1, days_ago=31)
+    await ended(world, 2, days_ago=25)
+    ahead = 0.0
+    monkeypatch.setattr(world.ledger, "clock", lambda: CREATED_AT + ahead + trio.current_time())
+    actor = RetentionActor(world.ledger, MONTH)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(actor.run)
+        await trio.sleep(INTERVAL_SECONDS * 1.5)
+        assert await what_is_left(world) == [build_id(2)]
+        ahead = 7 * DAY
+        await trio.sleep(INTERVAL_SECONDS * 23)
+        assert await what_is_left(world) == [build_id(2)]
+        ahead = 0.0  # set right
+        await trio.sleep(INTERVAL_SECONDS * 48)
+        assert await what_is_left(world) == [build_id(2)]
+        ahead = 7 * DAY  # this time it stays
+        await trio.sleep(INTERVAL_SECONDS * 26)
+        assert await what_is_left(world) == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clock_that_goes_back_removes_nothing_and_delays_no_other_work(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ended(world, 1, days_ago=29)
+    monkeypatch.setattr(world.ledger, "clock", lambda: CREATED_AT - 7 * DAY)
+    ours = await world.submit()
+    build = await world.wait_end(ours)
+    assert build.status is Status.READY
+    assert all(seconds >= 0 for seconds in build.phases.values())
+    await RetentionActor(world.ledger, MONTH).remove_expired()
+    assert sorted(each.id for each in await world.builds.list(builds.BuildFilter(limit=9))) == [
+        build_id(1),
+        ours,
+    ]

@@ -143,6 +143,7 @@ async def open_world(
     registry: FakeRegistry | None = None,
     wrap_ledger: Callable[[Ledger], Ledger] = lambda ledger: ledger,
     serve_egress: ServeEgress | None = None,
+    on_end: Callable[[Build], None] = lambda build: None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """Start the actors, as the root does."""
@@ -161,7 +162,15 @@ async def open_world(
     async with open_database(directory / "hypeman.db") as database:
         logs = BuildLogs(builds_dir, threads)
         ledger = wrap_ledger(
-            Ledger(database, logs, builds_dir, threads, CountingClock(), registry.delete_repository)
+            Ledger(
+                database,
+                logs,
+                builds_dir,
+                threads,
+                CountingClock(),
+                registry.delete_repository,
+                on_end,
+            )
         )
         pool_limits = PoolLimits(
             size=effective.pool_size,

@@ -130,7 +130,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         settings=Settings(data_dir=tmp_path, runtime_dir=tmp_path, host="127.0.0.1", port=0),
         keys=Keys(api=API_KEY, registry=REGISTRY_KEY),
         threads=Threads(),
-        registry_address="registry.example:5000",
+        name_registry=lambda: "registry.example:5000",
         clock=lambda: fake.now,
     )
     yield Api(deps, fake)

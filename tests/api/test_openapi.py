@@ -66,7 +66,7 @@ class Background:
             ),
             keys=Keys(api=API_KEY, registry=REGISTRY_KEY),
             threads=Threads(),
-            registry_address="registry.example:5000",
+            name_registry=lambda: "registry.example:5000",
         )
         api = Api(deps, fake)
         for status in (Status.READY, Status.FAILED):

@@ -76,6 +76,17 @@ class TestRetry:
         assert (first.status_code, second.status_code, conflict.status_code) == (202, 200, 409)
         assert first.json()["id"] == second.json()["id"]
 
+    async def test_a_repeated_retry_needs_no_source(self, api: Api) -> None:
+        build_id = await api.submit_finished()
+        headers = {**bearer("acme"), "Idempotency-Key": "again"}
+        async with api.client(**headers) as client:
+            first = await client.post(f"/builds/{build_id}/retry")
+            api.fake.upload_path(build_id).unlink()
+            second = await client.post(f"/builds/{build_id}/retry")
+        assert (first.status_code, second.status_code) == (202, 200)
+        assert second.json()["id"] == first.json()["id"]
+        assert second.headers["Location"] == f"/builds/{first.json()['id']}"
+
     async def test_an_administrators_retry_belongs_to_the_tenant(self, api: Api) -> None:
         build_id = await api.submit_finished()
         async with api.client(**ADMIN) as client:

@@ -57,6 +57,18 @@ async def test_an_id_that_was_never_given_out_is_refused(api: Api, value: str) -
     assert response.status_code == 400
 
 
+@pytest.mark.parametrize("path", ["logs", "events"])
+async def test_an_id_beyond_the_last_event_is_refused(api: Api, path: str) -> None:
+    build_id = await api.submit_finished("one")
+    last = (await read(api, f"/builds/{build_id}/events"))[-1].id
+    assert last is not None
+    beyond = str(int(last) + 1)
+    async with api.client(**bearer(), **{"Last-Event-ID": beyond}) as client:
+        response = await client.get(f"/builds/{build_id}/{path}")
+    assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    assert f"has no event {beyond}" in response.json()["message"]
+
+
 @pytest.mark.parametrize("query", ["follow=maybe", "follow=", "tail=10", "follow=1&follow=0"])
 async def test_a_wrong_query_is_refused(api: Api, query: str) -> None:
     build_id = await api.submit_finished()

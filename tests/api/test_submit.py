@@ -274,6 +274,16 @@ async def test_a_body_that_is_no_whole_form_is_refused(
     async with api.client(**bearer(), **{"Content-Type": content_type}) as client:
         response = await client.post("/builds", content=body)
     assert (response.status_code, response.json()["code"]) == (400, "invalid_request")
+    said = (
+        "the body must be multipart/form-data with a boundary",
+        "the boundary of the form must not hold line breaks",
+        "the form is too complex: it may have 64 parts, each with 8 headers of at most 4,096 bytes",
+        "the body is not a whole multipart form: each part must begin with the boundary of the"
+        " Content-Type and have a header `Content-Disposition: form-data` with a name, and the"
+        " boundary followed by `--` must end the last one",
+        "the part `source` is missing",
+    )
+    assert response.json()["message"] in said
 
 
 @pytest.mark.parametrize(

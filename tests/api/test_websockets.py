@@ -116,6 +116,7 @@ class TestFollow:
             ("/builds/{id}/ws", bearer("rival"), 404, "not_found"),
             ("/builds/000000000000000000000000/ws", bearer(), 404, "not_found"),
             ("/builds/{id}/ws?after=x", bearer(), 400, "invalid_request"),
+            ("/builds/{id}/ws?after=1000000", bearer(), 400, "invalid_request"),
             ("/builds/{id}/ws?more=1", bearer(), 400, "invalid_request"),
             ("/nope", bearer(), 404, "not_found"),
             ("/v2/ws", bearer(), 404, "not_found"),
@@ -286,3 +287,21 @@ class TestSubmit:
                 await self.send(socket, {}, SOURCE, 1000)
                 ids.append(json.loads(await socket.get_message())["build"]["id"])
         assert ids[0] == ids[1]
+
+
+async def test_whoever_reads_a_log_is_counted_until_it_leaves(api: Api, server: Server) -> None:
+    readers = api.deps.log_readers
+    build_id = await api.submit()
+    path = api.fake.log_path(build_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * (64 << 20))  # more than the buffers between the two ends hold
+    logs = f"/builds/{build_id}/logs"
+    async with server.client(**bearer()) as client, client.stream("GET", logs):
+        await eventually(lambda: readers.count == 1)
+        async with connected(server, f"/builds/{build_id}/ws"):
+            await eventually(lambda: readers.count == 2)
+            async with client.stream("GET", logs, headers={"Accept": "text/plain"}):
+                await eventually(lambda: readers.count == 3)
+            await eventually(lambda: readers.count == 2)
+        await eventually(lambda: readers.count == 1)
+    await eventually(lambda: readers.count == 0)

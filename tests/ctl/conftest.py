@@ -143,7 +143,7 @@ def deps(tmp_path: Path) -> ApiDeps:
         ),
         keys=Keys(api=API_KEY, registry=b"r" * 32),
         threads=Threads(),
-        registry_address="registry.example:5000",
+        name_registry=lambda: "registry.example:5000",
     )
 
 

@@ -32,7 +32,7 @@ async def main(outcome: str) -> None:
         settings=settings,
         keys=load_keys(settings),
         threads=Threads(),
-        registry_address=f"localhost:{settings.port}",
+        name_registry=lambda: f"localhost:{settings.port}",
     )
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from supervisor.actors.builds import BuildFilter, NewBuild
+from supervisor.actors.builds import BuildFilter, IdempotencyKey, NewBuild
 from supervisor.errors import Conflict, InvalidRequest, NotFound, NotReady, QueueFull
 from supervisor.model.build import Build, Status, Step
 from supervisor.model.events import EventBatch, EventId, is_final_status, log_event, status_event
@@ -61,6 +61,15 @@ class FakeBuilds:
             raise NotReady(self.why_not_ready)
         if self.room is not None and self._waiting() >= self.room:
             raise QueueFull(f"{self.room} builds are waiting already", retry_after_seconds=30)
+
+    async def find_made_by(self, tenant: Tenant, key: IdempotencyKey) -> Build | None:
+        await trio.lowlevel.checkpoint()
+        if (tenant, key.key) not in self._keys:
+            return None
+        build_id, request_hash = self._keys[tenant, key.key]
+        if request_hash != key.request_hash:
+            raise Conflict("the Idempotency-Key came with another request")
+        return self.builds[build_id]
 
     async def submit(self, new: NewBuild) -> Build:
         self.submitting.set()

@@ -20,7 +20,9 @@ def missing(name: str) -> str:
     path, _, test = name.partition("::")
     if not (ROOT / path).exists():
         return f"there is no {path}"
-    if test and not re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE):
+    if test and not re.search(
+        rf"^ *(async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE
+    ):
         return f"{path} has no {test}"
     return ""
 

@@ -32,6 +32,18 @@ def test_every_error_of_a_user_has_its_status(kind: type[SupervisorError]) -> No
     assert b'"details": ["one", "two"]' in problem.body()
 
 
+def test_what_the_host_lacks_for_a_while_is_worth_trying_again() -> None:
+    problem = problem_of(errors.DatabaseBusy("another program has held it for 10 s"))
+    assert (problem.status, problem.code) == (503, "builder_not_ready")
+    assert int(problem.headers["Retry-After"]) > 0
+
+
+def test_a_damaged_record_is_told_as_such() -> None:
+    problem = problem_of(errors.RecordDamaged("what is stored of build 1 cannot be read"))
+    assert (problem.status, problem.code) == (500, "internal_error")
+    assert problem.message == "what is stored of build 1 cannot be read"
+
+
 def test_the_contracts_codes_have_the_contracts_statuses() -> None:
     assert STATUS_OF_CODE == {
         "unauthorized": 401,

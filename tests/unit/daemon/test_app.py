@@ -16,10 +16,12 @@ import pytest
 import trio
 import trio.testing
 
+from supervisor.api.listeners import Addresses
 from supervisor.config import Settings
 from supervisor.daemon import app
 from supervisor.errors import ConfigError
 from supervisor.runtime.activation import PassedSockets
+from supervisor.runtime.metrics import Metrics
 from tests.api.conftest import SOURCE
 from tests.fakes.agent import Talk, agent
 from tests.fakes.hypervisor import FakeHypervisor
@@ -240,3 +242,38 @@ async def test_a_tcp_socket_from_the_manager_needs_a_key(
         monkeypatch.setattr(app, "take_sockets", lambda: PassedSockets(tcp=(sock,)))
         with pytest.raises(ConfigError, match="JWT_SECRET is not set"):
             await app.run_daemon(settings(root))
+
+
+@pytest.mark.usefixtures("hypervisor")
+async def test_with_port_0_the_registry_is_named_by_the_port_that_it_has(
+    root: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", "s" * 32)
+    metrics, ports = Metrics(), []
+    monkeypatch.setattr(app, "Metrics", lambda: metrics)
+    serve_api = app.serve_api
+
+    async def serve(*arguments: Any, task_status: trio.TaskStatus[Addresses]) -> None:
+        async with trio.open_nursery() as nursery:
+            addresses = await nursery.start(serve_api, *arguments)
+            assert addresses.tcp is not None
+            ports.append(addresses.tcp[1])
+            task_status.started(addresses)
+
+    monkeypatch.setattr(app, "serve_api", serve)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.run_daemon, settings(root, host="127.0.0.1", port=0))
+        await manager.wait("READY=1")
+        assert ports[0] != 0
+        async with client(root) as http:
+            info = (await http.get("/system/info")).json()
+            assert info["registry_address"] == f"localhost:{ports[0]}"
+            assert await http.post("/v2/acme/app/blobs/uploads/?digest=x", content=b"12345")
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{ports[0]}") as http:
+            answer = await http.get("/v2/", headers={"Host": "not a host"})
+            assert f"http://localhost:{ports[0]}/" in answer.headers["WWW-Authenticate"]
+        read = metrics.registry.get_sample_value
+        assert read("hypeman_registry_bytes_total", {"direction": "in"}) == 5
+        assert read("hypeman_log_readers") == 0
+        assert read("hypeman_machines", {"state": "leased"}) == 0
+        send(signal.SIGTERM)

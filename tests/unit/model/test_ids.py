@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.model.ids import ID_LENGTH, IdSource, machine_id, parse_build_id, parse_tenant
+from supervisor.model.ids import (
+    ID_LENGTH,
+    BuildId,
+    IdSource,
+    machine_id,
+    parse_build_id,
+    parse_tenant,
+)
 from tests.samples import build_id
 
 
@@ -23,6 +30,21 @@ def test_ids_sort_by_the_order_they_were_made_in_whatever_the_clock_does(
 
 def test_ids_of_two_sources_sort_by_their_time() -> None:
     assert IdSource().build_id(1000.0) < IdSource().build_id(1000.002)
+
+
+def test_ids_go_on_behind_the_newest_that_is_stored_also_if_the_clock_went_back() -> None:
+    newest = IdSource().build_id(2_000_000.0)
+    source = IdSource(newest)
+    ids = [newest, *(source.build_id(now) for now in (1_000_000.0, 1.0, 3_000_000.0))]
+    assert ids == sorted(set(ids))
+    assert ids[-1] > IdSource().build_id(2_999_999.0)
+
+
+def test_an_id_that_leaves_no_room_behind_it_is_not_gone_on_from() -> None:
+    source = IdSource(BuildId("z" * ID_LENGTH))
+    ids = [source.build_id(1000.0) for _ in range(3)]
+    assert ids == sorted(set(ids))
+    assert all(parse_build_id(made) == made for made in ids)
 
 
 @pytest.mark.parametrize(

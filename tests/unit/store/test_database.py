@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import trio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from supervisor.errors import HostError, ResourceExhausted
+from supervisor.errors import DatabaseBusy, HostError, ResourceExhausted
+from supervisor.store import database as database_module
 from supervisor.store import registry_tables
 from supervisor.store.database import Database, open_database
 from supervisor.store.tables import metadata
@@ -131,6 +133,31 @@ async def test_a_full_disk_is_told_as_such_and_the_next_unit_works(database: Dat
     await database.run(limit, 1_000_000)
     await database.run(add, "large", "x" * 1_000_000)
     assert await database.run(names) == ["large"]
+
+
+async def test_a_database_that_another_program_holds_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    path = tmp_path / "hypeman.db"
+    async with open_database(path) as database:
+        await database.run(make_table)
+        with held(path), pytest.raises(DatabaseBusy, match="another program has held it"):
+            await database.run(add, "refused")
+        await database.run(add, "taken")
+        assert await database.run(names) == ["taken"]
+    with held(path), pytest.raises(DatabaseBusy, match=r"hypeman\.db cannot be opened.*fuser"):
+        async with open_database(path):
+            pass
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the database as another program may."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+        other.execute("ROLLBACK")
 
 
 async def test_units_run_one_after_the_other(database: Database) -> None:
