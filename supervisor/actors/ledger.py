@@ -149,6 +149,9 @@ class Ledger:
                 build = await self.database.run(builds.get_build, build_id)
                 async with self.logs.open(build_id) as events:
                     await self.repair(build, events)
+                # Its log may be final though the disk refused this file.
+                async with self._metadata:
+                    await run_in_thread(self.threads.disk, self._write_metadata_sync, build)
             except NotFound:
                 continue  # purged since
             except HostError as exc:
@@ -213,7 +216,7 @@ class Ledger:
             raise
 
     def _write_metadata_sync(self, build: Build) -> None:
-        """Write metadata.json for people and scripts; the database is what counts."""
+        """Have metadata.json say this, for people and scripts; the database is what counts."""
         shown = {
             "id": build.id,
             "tenant": build.tenant,
@@ -229,6 +232,7 @@ class Ledger:
         path = self.directory(build.id) / "metadata.json"
         try:
             data = json.dumps(present, indent=2).encode() + b"\n"
-            write_atomically_sync(path, data, is_sole_writer=True)
+            if not path.exists() or path.read_bytes() != data:
+                write_atomically_sync(path, data, is_sole_writer=True)
         except OSError as exc:
             raise HostError(f"{path.name} cannot be written: {exc.strerror}") from exc

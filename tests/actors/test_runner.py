@@ -189,3 +189,17 @@ async def test_an_end_that_a_crash_kept_from_being_told_is_told_at_the_next_star
     assert events.read_bytes().splitlines(keepends=True) == lines
     assert json.loads((directory / "metadata.json").read_text())["status"] == "ready"
     assert not (directory / ".metadata.json.tmp").exists()
+
+
+async def test_a_description_that_the_disk_refused_is_written_at_the_next_start(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    async with open_world(data_dir) as world:
+        ours = await world.submit()
+        await world.wait_end(ours)
+        description = world.ledger.directory(ours) / "metadata.json"
+    told = description.read_bytes()
+    description.write_text('{"status": "pushing"}')  # the log is final, this came to nothing
+    async with open_world(data_dir):
+        pass
+    assert description.read_bytes() == told
