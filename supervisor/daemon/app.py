@@ -51,16 +51,16 @@ async def run_daemon(settings: Settings) -> None:
         passed = take_sockets()
         keys = _require_keys(settings, passed)
         prepare_directories(settings)
-        with (
+        async with (
             hold_lock(settings.data_dir, "DATA_DIR"),
             hold_lock(settings.runtime_dir, "RUNTIME_DIR"),
+            trio.open_nursery() as nursery,
         ):
-            async with trio.open_nursery() as nursery:
-                daemon = _Daemon(settings, keys, passed)
-                nursery.start_soon(keep_watchdog_fed)
-                nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)
-                await daemon.run()
-                nursery.cancel_scope.cancel(reason="the daemon has stopped")
+            daemon = _Daemon(settings, keys, passed)
+            nursery.start_soon(keep_watchdog_fed)
+            nursery.start_soon(daemon.obey, signals, nursery.cancel_scope)
+            await daemon.run()
+            nursery.cancel_scope.cancel(reason="the daemon has stopped")
     log.info("daemon.stopped")
 
 

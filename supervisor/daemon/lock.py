@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+
+import trio
 
 from supervisor.config import Settings
 from supervisor.errors import ConfigError
 
 _DIRECTORY_MODE = 0o750
+_TRIES = 20
+_BETWEEN_TRIES_SECONDS = 0.1
 
 
 def prepare_directories(settings: Settings) -> None:
@@ -31,9 +35,12 @@ def prepare_directories(settings: Settings) -> None:
             raise ConfigError(f"the directory {path} is not writable for uid {os.getuid()}")
 
 
-@contextmanager
-def hold_lock(directory: Path, setting: str) -> Iterator[None]:
+@asynccontextmanager
+async def hold_lock(directory: Path, setting: str) -> AsyncIterator[None]:
     """Hold a directory's lock during the block; the kernel frees it if the daemon dies.
+
+    A process that a killed daemon was about to start shares the lock until it becomes another
+    program, so one that is held is asked for again for two seconds.
 
     Raises ConfigError, naming the other daemon's process and the setting, if it is taken; also if
     it cannot be opened.
@@ -46,13 +53,11 @@ def hold_lock(directory: Path, setting: str) -> Iterator[None]:
             f"the lock {path} cannot be opened: {exc.strerror}; mend that or set {setting}"
         ) from exc
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
+        if not await _take(fd):
             owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
                 f"another daemon (process {owner}) uses {directory}; stop it or set {setting}"
-            ) from exc
+            )
         # Only for the sentence above: a daemon must come up on a full disk.
         with suppress(OSError):
             os.ftruncate(fd, 0)
@@ -60,3 +65,12 @@ def hold_lock(directory: Path, setting: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+async def _take(fd: int) -> bool:
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        await trio.sleep(_BETWEEN_TRIES_SECONDS)
+    return False
