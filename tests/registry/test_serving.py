@@ -107,7 +107,7 @@ async def test_a_connection_that_breaks_leaves_an_upload_to_go_on_with(served: S
     await stream.send_all(content[: 2 * MIB])
     await stream.aclose()
     received = b"range: 0-%d\r\n" % (2 * MIB - 1)
-    while received not in await request(served, "GET", location):
+    while received not in await request(served, "GET", location):  # noqa: ASYNC110
         await trio.sleep(0.01)
     digest = digest_of(content)
     async with await connect(served) as stream:
