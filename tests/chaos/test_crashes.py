@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from tests.chaos.refusals import refuse
 from tests.chaos.soak import soak
 from tests.chaos.sweep import sweep
 
+SEED = 4
+"""The same faults each time, at other moments all the same; `just chaos --seed` tries others."""
 KILLS = 120
 BUILDS = 1000
 MOST_UNREACHED = 0.1
@@ -26,7 +27,7 @@ def root() -> Iterator[Path]:
 
 
 async def test_killed_daemon_loses_no_build_and_leaves_nothing(root: Path) -> None:
-    report = await sweep(root, kills=KILLS, seed=random.SystemRandom().randrange(10**6))
+    report = await sweep(root, kills=KILLS, seed=SEED)
     print(report)  # noqa: T201 - the numbers
     assert report.broken == []
     assert report.kills >= 100
@@ -35,7 +36,7 @@ async def test_killed_daemon_loses_no_build_and_leaves_nothing(root: Path) -> No
 
 
 async def test_host_that_refuses_calls_crashes_nothing_and_makes_no_lies(root: Path) -> None:
-    result = await refuse(root, seed=random.SystemRandom().randrange(10**6))
+    result = await refuse(root, seed=SEED)
     print(result)  # noqa: T201 - the numbers
     assert result.broken == []
     assert result.crashes == []
