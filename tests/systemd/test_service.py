@@ -81,8 +81,8 @@ def test_it_is_ready_as_an_ordinary_user(host: Host) -> None:
 def test_a_build_works_and_the_journal_tells_its_story(host: Host) -> None:
     host.shell(SOURCE.format(name="words-of-a-guest"))
     build_id = host.shell(f"{BUILD} /tmp/source").split()[-1]
-    log = host.shell(f"hypeman-ctl logs {build_id}")
-    assert "words-of-a-guest" in log, "the guest did say it"
+    steps = host.shell(f"hypeman-ctl steps {build_id}")
+    assert "words-of-a-guest" in steps, "the guest did say it"
     story = host.journal(f"BUILD_ID={build_id}")
     events = [entry["EVENT"] for entry in story]
     assert [event for event in events if event.startswith("build.")][-1] == "build.ready"
