@@ -27,7 +27,7 @@ from supervisor.store.registry_tables import (
     tags,
     uploads,
 )
-from supervisor.store.registry_upkeep import is_unused_blob
+from supervisor.store.registry_upkeep import drop_unused_links, is_unused_blob
 from supervisor.store.tables import builds
 
 PruneStep = Callable[[sa.Connection, PruneWish], Sequence[RepositoryName]]
@@ -350,26 +350,8 @@ def _drop_untagged(connection: sa.Connection, wish: PruneWish) -> Sequence[Repos
 
 def _drop_links(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:
     """Unlink blobs that no manifest of their repository needs."""
-    query = (
-        sa.select(links.c.repository, links.c.digest)
-        .where(
-            links.c.used_at < wish.before,
-            *_is_touchable(links.c.repository, wish),
-            ~sa.exists().where(
-                references.c.repository == links.c.repository,
-                references.c.digest == links.c.digest,
-            ),
-        )
-        .limit(_STEP_ROWS)
-    )
-    found = list(connection.execute(query))
-    for row in found:
-        connection.execute(
-            sa.delete(links).where(
-                links.c.repository == row.repository, links.c.digest == row.digest
-            )
-        )
-    return [RepositoryName(row.repository) for row in found]
+    only = _is_touchable(links.c.repository, wish)
+    return drop_unused_links(connection, wish.before, _STEP_ROWS, *only)
 
 
 def _drop_empty(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:

@@ -112,13 +112,17 @@ def drop_untagged_manifests(
 
 
 def drop_unused_links(
-    connection: sa.Connection, before: float, limit: int
+    connection: sa.Connection, before: float, limit: int, *only: sa.ColumnElement[bool]
 ) -> Sequence[RepositoryName]:
-    """Unlink blobs that no manifest of their repository needs and nobody used since `before`."""
+    """Unlink blobs that no manifest of their repository needs and nobody used since `before`.
+
+    Of the links for which every condition of `only` holds.
+    """
     query = (
         sa.select(links.c.repository, links.c.digest)
         .where(
             links.c.used_at < before,
+            *only,
             ~sa.exists().where(
                 references.c.repository == links.c.repository,
                 references.c.digest == links.c.digest,
