@@ -26,6 +26,7 @@ class MachinesApart(LoadScopeScheduling):  # type: ignore[misc]
         return "machines" if nodeid.startswith(OF_MACHINES) else nodeid
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> MachinesApart:
     """Give tests out by the rule above; the largest group goes first."""
     return MachinesApart(config, log)

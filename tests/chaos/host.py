@@ -8,7 +8,6 @@ import os
 import secrets
 import select
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -26,6 +25,7 @@ from supervisor.model.ids import Tenant
 from supervisor.runtime.clock import wall_clock
 from supervisor.tokens import Permission, mint_api_token
 from tests.chaos.faults import Fault
+from tests.e2e.daemon import free_port
 
 START_SECONDS = 30.0
 """Bounds a hang; a start takes a fraction of a second."""
@@ -41,8 +41,8 @@ class Host:
     def __init__(self, root: Path, settings: Mapping[str, str], zygote: trio.Process) -> None:
         self.root = root
         self.settings = dict(settings)
-        self.port = _free_port()
-        self.metrics_port = _free_port()
+        self.port = free_port()
+        self.metrics_port = free_port()
         self.calls_are_points = False
         """Of daemons that are started from now on: see `Points.install_calls`."""
         self.lives = 0
@@ -241,10 +241,3 @@ def _has_ended(pidfd: int) -> bool:
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -87,7 +87,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start the daemon and wait until it says that builds can start."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.daemon", "run"],
@@ -272,7 +272,8 @@ def pack(context: bytes | Path | Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
