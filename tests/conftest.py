@@ -15,18 +15,24 @@ settings.load_profile("hypeman")
 OF_MACHINES = ("tests/e2e/", "tests/contract/", "tests/systemd/", "tests/images/")
 
 
-class MachinesApart(LoadScopeScheduling):  # type: ignore[misc]
-    """Tests of real machines follow each other in one process; beside it, others run all the rest.
+class FilesOfMachinesFirst(LoadScopeScheduling):  # type: ignore[misc]
+    """The tests of a file that boots machines follow each other in one process, as they share a
+    daemon; these files come first, for they take the longest, and all others go one by one.
 
-    Two emulated machines at a time would only slow each other down. pytest-xdist 3.8 has groups for
-    this (`xdist_group`), which pytest 9.2 loses: it no longer lets a plugin rename a test.
+    pytest-xdist 3.8 has groups for this (`xdist_group`), which pytest 9.2 loses: it no longer lets
+    a plugin rename a test.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "machines" if nodeid.startswith(OF_MACHINES) else nodeid
+        return nodeid.split("::")[0] if nodeid.startswith(OF_MACHINES) else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> MachinesApart:
-    """Give tests out by the rule above; the largest group goes first."""
-    return MachinesApart(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesOfMachinesFirst:
+    """Give tests out by the rule above, in the order of their collection."""
+    config.option.loadscopereorder = False
+    return FilesOfMachinesFirst(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(OF_MACHINES))

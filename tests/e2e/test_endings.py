@@ -9,7 +9,7 @@ SLEEP = "FROM busybox\nRUN echo asleep && sleep 600\n"
 
 def test_failing_run_names_step_command_exit_code_and_last_lines(daemon: Daemon) -> None:
     build = daemon.build(
-        {"Dockerfile": "FROM busybox\nRUN echo the last words; (exit 42)\nRUN echo never\n"}
+        {"Dockerfile": "FROM busybox\nRUN echo the last words; (exit 42)\nRUN echo n''ever\n"}
     )
     assert build["status"] == "failed"
     assert build["error_code"] == "build_failed"
@@ -17,7 +17,7 @@ def test_failing_run_names_step_command_exit_code_and_last_lines(daemon: Daemon)
     assert "42" in build["error"]
     assert "the last words" in build["error"].split("exit 42)", 1)[1]
     assert {"queue", "lease", "boot", "source", "build"} <= build["phases"].keys()
-    assert "never" not in daemon.log(build["id"]).split("the last words", 1)[1]
+    assert "never" not in daemon.log(build["id"])
 
 
 def test_missing_dockerfile_is_refused_before_anything_boots(daemon: Daemon) -> None:
