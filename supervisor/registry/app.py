@@ -158,6 +158,8 @@ class Registry:
             log.error("registry.exhausted", path=request.path, error=str(exc))
             await _answer_error(request, _full())
         except Exception as exc:
+            if isinstance(exc, ExceptionGroup) and exc.split(ClientGone)[1] is None:
+                return  # it left while a nursery was sending
             incident = secrets.token_hex(8)
             log.opt(exception=exc).error(
                 "registry.request_failed", incident=incident, path=request.path

@@ -53,6 +53,8 @@ class Authenticator:
         credentials = request.header(b"authorization")
         if credentials is None:
             return None
+        if sum(name == b"authorization" for name, _ in request.scope["headers"]) > 1:
+            raise Unauthorized("the request has more than one Authorization header")
         scheme, _, value = credentials.partition(" ")
         match scheme.lower():
             case "bearer":

@@ -46,6 +46,9 @@ class BlobRoutes:
         except UpstreamError as exc:
             # Asked by whoever is about to push it, also when there is no way to the upstream.
             raise blob_unknown() from exc
+        # Whoever is told that it is there does not send it, and only sending it mends it.
+        if not await self._store.is_whole(blob.digest, blob.size_bytes):
+            raise blob_unknown()
         await self._facts.note_use(call.repository, blob)
         await call.request.start(HTTPStatus.OK, _headers(blob.digest, blob.size_bytes))
         await call.request.send_piece(b"", more=False)

@@ -126,6 +126,12 @@ class BlobStore:
         """
         return await run_in_thread(self._threads.blobs, self._open_sync, digest, size_bytes)
 
+    async def is_whole(self, digest: Digest, size_bytes: int) -> bool:
+        """Say whether the blob's file is there and `size_bytes` long; its bytes are not read."""
+        if digest in self._cache:
+            return True
+        return await run_in_thread(self._threads.blobs, self._is_whole_sync, digest, size_bytes)
+
     async def read(self, fd: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
         return await run_in_thread(self._threads.blobs, os.pread, fd, length, offset)
@@ -202,8 +208,17 @@ class BlobStore:
         found = os.fstat(fd).st_size
         if found != size_bytes:
             os.close(fd)
-            raise _damaged(digest, f"its file has {found} bytes instead of {size_bytes}")
+            raise _wrong_size(digest, found, size_bytes)
         return fd
+
+    def _is_whole_sync(self, digest: Digest, size_bytes: int) -> bool:
+        try:
+            found = self.path(digest).stat().st_size
+        except FileNotFoundError:
+            return False
+        if found != size_bytes:
+            _wrong_size(digest, found, size_bytes)
+        return found == size_bytes
 
     def _read_whole_sync(self, digest: Digest) -> bytes:
         content = self.path(digest).read_bytes()
@@ -243,6 +258,10 @@ class BlobStore:
     def _forget(self, digest: Digest) -> None:
         if (content := self._cache.pop(digest, None)) is not None:
             self._cache_bytes -= len(content)
+
+
+def _wrong_size(digest: Digest, found: int, size_bytes: int) -> FileNotFoundError:
+    return _damaged(digest, f"its file has {found} bytes instead of {size_bytes}")
 
 
 def _damaged(digest: Digest, why: str) -> FileNotFoundError:

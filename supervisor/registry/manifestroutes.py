@@ -38,17 +38,13 @@ class ManifestRoutes:
 
     async def head(self, call: Call) -> None:
         """Say which manifest it is, and how large."""
-        manifest = await self._find(call)
+        manifest, _ = await self._read(call)
         await call.request.start(HTTPStatus.OK, _headers(manifest))
         await call.request.send_piece(b"", more=False)
 
     async def get(self, call: Call) -> None:
         """Send the manifest as it was pushed."""
-        manifest = await self._find(call)
-        try:
-            content = await self._store.read_whole(manifest.digest)
-        except FileNotFoundError as exc:
-            raise manifest_unknown() from exc  # removed since it was found, or damaged
+        manifest, content = await self._read(call)
         await call.request.start(HTTPStatus.OK, _headers(manifest))
         await call.request.send_piece(content, more=False)
 
@@ -92,6 +88,13 @@ class ManifestRoutes:
             case Removal.IN_USE:
                 raise unsupported("an index of this repository needs the manifest; delete it first")
         await call.request.answer(HTTPStatus.ACCEPTED)
+
+    async def _read(self, call: Call) -> tuple[ManifestInfo, bytes]:
+        manifest = await self._find(call)
+        try:
+            return manifest, await self._store.read_whole(manifest.digest)
+        except FileNotFoundError as exc:
+            raise manifest_unknown() from exc  # removed since it was found, or damaged
 
     async def _find(self, call: Call) -> ManifestInfo:
         digest, tag = _parse_reference(call)

@@ -133,7 +133,7 @@ class Mirror:
         """
         place = self._require(repository)
         found = await self._facts.find_blob(place.local, digest)
-        if found is None:
+        if found is None or not await self._store.is_whole(digest, found.size_bytes):
             work = partial(self._fetch_blob, place, digest)
             found = await self._flights.join((place.local, "blob", digest), work)
         return found
@@ -144,7 +144,7 @@ class Mirror:
         """Return a manifest of a covered repository, as `find_blob` does."""
         place = self._require(repository)
         found = await self._facts.find_manifest(place.local, digest)
-        if found is None:
+        if found is None or not await self._store.is_whole(digest, found.size_bytes):
             work = partial(self._fetch_manifest, place, digest)
             found = await self._flights.join((place.local, "manifest", digest), work)
         return found

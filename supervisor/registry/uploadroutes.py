@@ -143,11 +143,12 @@ class UploadRoutes:
         else:
             candidates = list(await self._facts.find_linking_repositories(digest))
         for repository in candidates:
-            if (
-                await may_mount_from(call.principal, repository, self._tenant_of_build)
-                and await self._facts.mount_blob(repository, call.repository, digest) is not None
-            ):
-                return True
+            if not await may_mount_from(call.principal, repository, self._tenant_of_build):
+                continue
+            mounted = await self._facts.mount_blob(repository, call.repository, digest)
+            if mounted is not None:
+                # What is damaged is mended by whoever sends it.
+                return await self._store.is_whole(digest, mounted.size_bytes)
         return False
 
     async def _take_whole(self, call: Call, digest: Digest) -> None:

@@ -2,8 +2,8 @@
 
 An upload is a file in the staging directory and, while the daemon lives, the state of its hash. The
 file alone is enough to go on after a restart: its length is the offset, and its hash is computed
-again when the upload is finished. Bytes pass through a bounded pipeline: while one batch is written
-and hashed in a thread, the next one is received.
+again when the upload is finished. Bytes pass through a bounded pipeline: while one block is written
+and hashed in a thread (`registry.writing`), the next one is received.
 
 Several requests for one upload are served one after the other.
 """
@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,13 +31,11 @@ from supervisor.model.oci import (
     parse_upload_id,
 )
 from supervisor.registry.blobs import BlobStore
+from supervisor.registry.hashing import Hash, hash_file_sync, hash_sync, new_hash
+from supervisor.registry.writing import BLOCK_BYTES, Buffers, Piece, Writer
 from supervisor.runtime.threads import Threads, run_in_thread
 
-BATCH_BYTES = 1 << 20
-"""One hop to a thread moves this much: enough to hide the hop, little enough for many uploads."""
-
 _REHASH_BYTES = 64 << 20
-_READ_BYTES = 1 << 20
 _MOST_LIVE = 4096
 """Hash states kept in memory. An older upload is not lost, only hashed again."""
 
@@ -61,18 +58,6 @@ class Superseded(Exception):
     """Another request has taken the upload over."""
 
 
-class Hash(Protocol):
-    """A hash in progress."""
-
-    def update(self, data: bytes, /) -> None:
-        """Take more content."""
-        ...
-
-    def hexdigest(self) -> str:
-        """Return the hash of the content so far."""
-        ...
-
-
 class Upload:
     """One upload. Hold `lock` for as long as a request uses it."""
 
@@ -82,6 +67,7 @@ class Upload:
         repository: RepositoryName,
         path: Path,
         threads: Threads,
+        buffers: Buffers,
         size_bytes: int,
     ) -> None:
         self.id = upload_id
@@ -91,10 +77,11 @@ class Upload:
         """How many bytes have been written and hashed."""
         self.lock = trio.Lock()
         self._threads = threads
+        self._buffers = buffers
         self._receiving = trio.CancelScope()
         self._algorithm = Algorithm.SHA256
         # None: there are bytes that this process has not hashed.
-        self._hash: Hash | None = _new_hash(self._algorithm) if size_bytes == 0 else None
+        self._hash: Hash | None = new_hash(self._algorithm) if size_bytes == 0 else None
 
     def expect(self, algorithm: Algorithm) -> None:
         """Choose the algorithm before the first byte; a wrong guess costs one more reading."""
@@ -105,7 +92,7 @@ class Upload:
     def reset(self) -> None:
         """Begin again with nothing."""
         self.size_bytes = 0
-        self._hash = _new_hash(self._algorithm)
+        self._hash = new_hash(self._algorithm)
 
     async def append(self, body: Body) -> None:
         """Write and hash the rest of `body`.
@@ -118,10 +105,11 @@ class Upload:
         self._receiving = scope = trio.CancelScope()
         with scope:
             fd = await run_in_thread(self._threads.blobs, _open_for_writing_sync, self.path)
+            writer = Writer(self.path, fd, self._buffers)
             try:
-                await self._append(fd, body)
+                await self._append(writer, body)
             finally:
-                os.close(fd)
+                writer.close()
         if scope.cancelled_caught:
             raise Superseded
 
@@ -130,9 +118,9 @@ class Upload:
         if self.lock.locked():
             self._receiving.cancel(reason="another request goes on with the upload")
 
-    async def _append(self, fd: int, body: Body) -> None:
-        batch = await body.read_batch(BATCH_BYTES)
-        if not batch:
+    async def _append(self, writer: Writer, body: Body) -> None:
+        received = await body.read_batch(BLOCK_BYTES)
+        if not received:
             return
         gone: list[Exception] = []
         send, receive = trio.open_memory_channel[list[bytes]](0)
@@ -141,40 +129,69 @@ class Upload:
             # What goes wrong here is a value, not an exception through the nursery.
             async with send:
                 try:
-                    while chunks := await body.read_batch(BATCH_BYTES):
+                    while chunks := await body.read_batch(BLOCK_BYTES):
                         await send.send(chunks)
                 except trio.BrokenResourceError:
                     return  # the writer has failed and says so itself
                 except Exception as exc:
                     gone.append(exc)
 
-        failure: OSError | None = None
         async with trio.open_nursery() as nursery, receive:
             nursery.start_soon(read_ahead)
-            while True:
-                failure = await self._write(fd, batch)
-                if failure is not None:
-                    nursery.cancel_scope.cancel(reason="the upload cannot be written")
-                    break
-                try:
-                    batch = await receive.receive()
-                except trio.EndOfChannel:
-                    break
+            failure = await self._write_all(writer, received, receive)
+            if failure is not None:
+                nursery.cancel_scope.cancel(reason="the upload cannot be written")
         if failure is not None:
             raise _host_error(failure) from failure
         if gone:
             raise gone[0]
 
-    async def _write(self, fd: int, batch: list[bytes]) -> OSError | None:
-        # A cancellation comes before the thread starts or not at all, so that the file, the hash
+    async def _write_all(
+        self, writer: Writer, received: list[bytes], receive: trio.MemoryReceiveChannel[list[bytes]]
+    ) -> OSError | None:
+        """Write what is received until its end, in whole blocks where there is enough of it."""
+        held: list[Piece] = []
+        while True:
+            held += received
+            while block := _take_block(held, self.size_bytes):
+                if failure := await self._write(writer, block):
+                    return failure
+            # A batch that is short ends the body, or is many crumbs: neither is held on to.
+            if held and sum(map(len, received)) < BLOCK_BYTES:
+                if failure := await self._write(writer, held):
+                    return failure
+                held = []
+            try:
+                received = await receive.receive()
+            except trio.EndOfChannel:
+                return await self._write(writer, held) if held else None
+
+    async def _write(self, writer: Writer, pieces: list[Piece]) -> OSError | None:
+        """Write and hash `pieces`: a whole block in two threads at once, if nobody else has any."""
+        length = sum(map(len, pieces))
+        # A cancellation comes before the threads start or not at all, so that the file, the hash
         # and the size always agree.
-        try:
-            await run_in_thread(
-                self._threads.blobs, _write_sync, fd, self.size_bytes, batch, self._hash
-            )
-        except OSError as exc:
-            return exc
-        self.size_bytes += sum(map(len, batch))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        failure: OSError | None = None
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                running = self._hash
+                is_alone = not self._threads.blobs.borrowed_tokens
+                if running is not None and length == BLOCK_BYTES and is_alone:
+                    nursery.start_soon(
+                        run_in_thread, self._threads.blobs, hash_sync, pieces, running
+                    )
+                    running = None
+                try:
+                    await run_in_thread(
+                        self._threads.blobs, _write_sync, writer, self.size_bytes, pieces, running
+                    )
+                except OSError as exc:
+                    failure = exc
+        if failure is not None:
+            self._hash = None  # it may know of what was not written
+            return failure
+        self.size_bytes += length
         return None
 
     async def verify(self, digest: Digest) -> None:
@@ -187,11 +204,11 @@ class Upload:
             raise DigestMismatch
 
     async def _hash_again(self, algorithm: Algorithm) -> None:
-        result = _new_hash(algorithm)
+        result = new_hash(algorithm)
         for offset in range(0, self.size_bytes, _REHASH_BYTES):
             stop = min(self.size_bytes, offset + _REHASH_BYTES)
             await run_in_thread(
-                self._threads.hashing, _hash_file_sync, self.path, offset, stop, result
+                self._threads.hashing, hash_file_sync, self.path, offset, stop, result
             )
         self._algorithm, self._hash = algorithm, result
 
@@ -203,6 +220,7 @@ class Uploads:
         self._store = store
         self._directory = store.staging
         self._threads = threads
+        self._buffers = Buffers()
         self._live: dict[UploadId, Upload] = {}
 
     def create(self, repository: RepositoryName, upload_id: UploadId | None = None) -> Upload:
@@ -243,7 +261,7 @@ class Uploads:
 
     def _admit(self, repository: RepositoryName, upload_id: UploadId, size_bytes: int) -> Upload:
         path = self._path(upload_id)
-        upload = Upload(upload_id, repository, path, self._threads, size_bytes)
+        upload = Upload(upload_id, repository, path, self._threads, self._buffers, size_bytes)
         if len(self._live) >= _MOST_LIVE:
             idle = (item.id for item in self._live.values() if not item.lock.locked())
             if (oldest := next(idle, None)) is not None:
@@ -260,14 +278,6 @@ def new_upload_id() -> UploadId:
     return UploadId(secrets.token_hex(16))
 
 
-def _new_hash(algorithm: Algorithm) -> Hash:
-    make: Callable[[], Hash] = {
-        Algorithm.SHA256: hashlib.sha256,
-        Algorithm.SHA512: hashlib.sha512,
-    }[algorithm]
-    return make()
-
-
 def _host_error(exc: OSError) -> HostError:
     if exc.errno in _FULL:
         return ResourceExhausted("the registry's disk is full")
@@ -278,35 +288,27 @@ def _open_for_writing_sync(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
 
 
-def _write_sync(fd: int, offset: int, batch: list[bytes], running: Hash | None) -> None:
-    start = offset
-    written = os.pwritev(fd, batch, offset)
-    if written < sum(map(len, batch)):
-        # Rare (a full disk, a signal): finish in one piece, or learn why not.
-        rest = b"".join(batch)[written:]
-        while rest:
-            offset += written
-            written = os.pwrite(fd, rest, offset)
-            rest = rest[written:]
-    # Despite its name it begins to write back what is dirty, so that the sync at the end is short;
-    # it drops only what is on the disk already, and none of this is.
-    length = sum(map(len, batch))
-    os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
+def _take_block(held: list[Piece], offset: int) -> list[Piece]:
+    """Take from `held` what ends at the next multiple of a block; nothing if that is not there."""
+    missing = BLOCK_BYTES - offset % BLOCK_BYTES
+    if sum(map(len, held)) < missing:
+        return []
+    taken: list[Piece] = []
+    while missing > 0:
+        piece = held.pop(0)
+        if len(piece) > missing:
+            view = memoryview(piece)
+            held.insert(0, view[missing:])
+            piece = view[:missing]
+        taken.append(piece)
+        missing -= len(piece)
+    return taken
+
+
+def _write_sync(writer: Writer, offset: int, pieces: list[Piece], running: Hash | None) -> None:
+    writer.write_sync(offset, pieces)
     if running is not None:
-        for chunk in batch:
-            running.update(chunk)
-
-
-def _hash_file_sync(path: Path, start: int, stop: int, running: Hash) -> None:
-    with path.open("rb") as file:
-        file.seek(start)
-        left = stop - start
-        while left > 0:
-            piece = file.read(min(left, _READ_BYTES))
-            if not piece:
-                raise HostError("an upload's file is shorter than what was written to it")
-            running.update(piece)
-            left -= len(piece)
+        hash_sync(pieces, running)
 
 
 def _size_sync(path: Path) -> int:

@@ -20,6 +20,8 @@ from supervisor.model.registry import Removal
 from supervisor.runtime.clock import wall_clock
 from supervisor.runtime.threads import Threads
 from supervisor.store.builds import insert_build, update_build
+from supervisor.store.registry_images import STEP_ROWS, find_reclaimable
+from supervisor.store.registry_tables import blobs, links, repositories
 from tests.registry.client import Client
 from tests.registry.images import Image, artifact, digest_of, image, index
 from tests.registry.serve import Served, admin_token, database_of, open_registry
@@ -327,3 +329,64 @@ async def test_usage_adds_up(world: World) -> None:
     with_caches = await world.prune(caches=True)
     assert with_caches.freed_bytes == usage[UsageKind.CACHES].reclaimable_bytes
     assert world.bytes_on_disk() == size_of(app)
+
+
+async def test_what_is_freed_is_reported_also_while_others_push_and_pull(world: World) -> None:
+    for number in range(5):
+        await world.push("acme/app", image({"a": b"dangling %d" % number}))
+    kept = await world.push("acme/app", image({"k": b"kept"}), "kept")
+    before = world.bytes_on_disk()
+    pushed = [image({"n": b"new %d" % number}) for number in range(5)]
+
+    async def push_and_pull() -> None:
+        for number, new in enumerate(pushed):
+            await world.push("acme/new", new, f"v{number}")
+            got = await world.client("GET", f"/v2/acme/app/blobs/{digest_of(kept.blobs[0])}")
+            assert got.status == 200
+
+    done = Pruned()
+    wish = PruneWish(before=wall_clock())  # what is pushed from now on is not reclaimable
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(push_and_pull)
+        done = await world.images.prune(wish)
+    assert done.manifests == 5
+    assert before + sum(map(size_of, pushed)) - world.bytes_on_disk() == done.freed_bytes
+    assert {name for name, tags in await world.names() if tags} == {"acme/app", "acme/new"}
+    assert len(await world.names()) == 1 + len(pushed)
+
+
+async def test_looking_for_what_could_go_is_as_many_queries_for_much_as_for_little(
+    world: World,
+) -> None:
+    counts = []
+    for number in (1, 3 * STEP_ROWS):
+        await database_of(world.served).run(add_unused_links, number)
+        counts.append(await database_of(world.served).run(count_queries))
+    assert counts[0] == counts[1]
+
+
+def add_unused_links(connection: sa.Connection, number: int) -> None:
+    digests = [digest_of(b"unused %d of %d" % (each, number)) for each in range(number)]
+    rows = [{"repository": "acme/app", "digest": digest} for digest in digests]
+    connection.execute(
+        sa.insert(repositories).prefix_with("OR IGNORE"), {"name": "acme/app", "created_at": 0}
+    )
+    connection.execute(
+        sa.insert(blobs), [{"digest": digest, "size_bytes": 1} for digest in digests]
+    )
+    connection.execute(sa.insert(links), [{**row, "used_at": 0} for row in rows])
+
+
+def count_queries(connection: sa.Connection) -> int:
+    """Return how many queries it takes to find what could go."""
+    counted = 0
+
+    def count(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    sa.event.listen(connection, "before_cursor_execute", count)
+    found = find_reclaimable(connection, PruneWish(before=wall_clock()))
+    sa.event.remove(connection, "before_cursor_execute", count)
+    assert found.blobs == found.freed_bytes
+    return counted

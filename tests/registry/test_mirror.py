@@ -86,6 +86,15 @@ async def test_a_digest_is_served_for_ever_without_asking(mirrored: Mirrored) ->
     assert len(mirrored.upstream.seen) == asked
 
 
+async def test_a_blob_whose_file_is_damaged_is_fetched_again(mirrored: Mirrored) -> None:
+    mirrored.upstream.add("acme/app", APP)
+    await pull(mirrored.client, APP)
+    path = mirrored.served.actor.store.path(digest_of(APP.blobs[0]))
+    path.write_bytes(path.read_bytes()[:-1])
+    await pull(mirrored.client, APP)
+    assert path.read_bytes() == APP.blobs[0]
+
+
 async def test_a_tag_is_confirmed_when_it_is_old_and_costs_no_fetch(mirrored: Mirrored) -> None:
     mirrored.upstream.add("acme/app", APP, "1")
     await pull(mirrored.client, APP, "1")

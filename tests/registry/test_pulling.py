@@ -11,6 +11,7 @@ import trio
 
 from supervisor.model.oci import Digest
 from supervisor.registry.media import DOCKER_MANIFEST
+from supervisor.runtime.logs import log
 from tests.registry.client import Client
 from tests.registry.images import Image, descriptor, digest_of, image, index
 from tests.registry.serve import Served, api_token, open_registry
@@ -31,6 +32,21 @@ async def test_a_blob_reads_as_it_was_pushed(client: Client, stored: Digest) -> 
     assert answer.headers["content-length"] == str(SIZE)
     assert answer.headers["docker-content-digest"] == stored
     assert answer.headers["content-type"] == "application/octet-stream"
+
+
+async def test_a_client_that_leaves_while_a_blob_is_sent_is_no_error_of_ours(
+    client: Client, stored: Digest
+) -> None:
+    def leave(piece: bytes) -> None:
+        raise BrokenPipeError
+
+    said: list[str] = []
+    handler = log.add(lambda message: said.append(message.record["message"]), level="ERROR")
+    try:
+        await client("GET", f"/v2/acme/app/blobs/{stored}", on_piece=leave)
+    finally:
+        log.remove(handler)
+    assert said == []
 
 
 async def test_head_tells_the_size_and_sends_nothing(client: Client, stored: Digest) -> None:
@@ -174,6 +190,10 @@ async def test_a_blob_whose_file_has_another_length_is_not_served(
     for headers in ({}, {"range": "bytes=0-9"}):
         answer = await client("GET", f"/v2/acme/app/blobs/{stored}", headers=headers)
         assert (answer.status, answer.code) == (404, "BLOB_UNKNOWN")
+    # Nobody is told that it is there, so that it is pushed again.
+    assert (await client("HEAD", f"/v2/acme/app/blobs/{stored}")).status == 404
+    mount = f"/v2/acme/other/blobs/uploads/?mount={stored}&from=acme/app"
+    assert (await client("POST", mount)).status == 202
     # Whoever pushes it again mends it.
     assert await client.push_blob("acme/app", CONTENT) == stored
     assert (await client("GET", f"/v2/acme/app/blobs/{stored}")).body == CONTENT
@@ -197,6 +217,8 @@ async def test_a_manifest_whose_file_has_other_bytes_is_not_served(
         for reference in ("1", app.digest):
             answer = await client("GET", f"/v2/acme/app/manifests/{reference}")
             assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
+            answer = await client("HEAD", f"/v2/acme/app/manifests/{reference}")
+            assert answer.status == 404
         answer = await client("GET", "/v2/acme/app/manifests/2")
         assert (answer.status, answer.body) == (200, other.manifest)
         await client.push("acme/app", app, "1")

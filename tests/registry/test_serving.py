@@ -198,3 +198,11 @@ async def test_pushes_of_one_blob_at_once_do_not_disturb_each_other(served: Serv
     assert answers == [b"HTTP/1.1 201"] * 16
     assert served.actor.store.path(digest).read_bytes() == content
     assert list((served.root / "uploads").iterdir()) == []
+
+
+async def test_two_credentials_are_none(served: Served) -> None:
+    again = f"Authorization: Bearer {api_token()}"
+    assert (await request(served, "GET", "/v2/")).startswith(b"HTTP/1.1 200")
+    answer = await request(served, "GET", "/v2/", again)
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert b"more than one" in answer

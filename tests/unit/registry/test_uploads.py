@@ -73,7 +73,7 @@ async def test_the_content_is_hashed_once(
     def refuse(*_: Any) -> None:
         raise AssertionError("the file was read again")
 
-    monkeypatch.setattr(module, "_hash_file_sync", refuse)
+    monkeypatch.setattr(module, "hash_file_sync", refuse)
     for algorithm in Algorithm:
         upload = uploads.create(REPOSITORY)
         upload.expect(algorithm)
