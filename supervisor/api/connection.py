@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -48,7 +49,10 @@ BODY_QUEUE = 2
 """
 FILE_BYTES = 4 << 20
 """Of a file, handed to the kernel at a time: a cancellation waits for no more than that."""
-UNSENT_BYTES = 512 << 10
+KEEPING_UP_BYTES = 256 << 10
+KEEPING_UP_MS = 5
+"""A client that takes that much in that time is waited for in the thread that sends to it."""
+UNSENT_BYTES = 1 << 20
 """What the kernel may hold of a file for a client that is behind; trio's choice of 16 KiB for short
 answers would have it ask for more again and again."""
 
@@ -154,7 +158,8 @@ class Connection:
     ) -> None:
         """Have the kernel send a part of a file. Raises ClientGone.
 
-        Each piece is sent in a thread: what is not in memory is read from the disk first.
+        Each piece is sent in a thread: what is not in memory is read from the disk first. The
+        piece behind it is asked for meanwhile.
         """
         assert isinstance(self._stream, trio.SocketStream)
         sock = self._stream.socket
@@ -165,8 +170,9 @@ class Connection:
                 end = offset + count
                 while offset < end:
                     piece = min(end - offset, FILE_BYTES)
+                    ahead = min(end - offset - piece, FILE_BYTES)
                     sent = await run_in_thread(
-                        limiter, _send_file_sync, sock.fileno(), fd, offset, piece
+                        limiter, _send_file_sync, sock.fileno(), fd, offset, piece, ahead
                     )
                     offset += sent
                     if sent < piece:
@@ -270,14 +276,23 @@ class _Tasks:
         self._nursery.start_soon(task, *args)
 
 
-def _send_file_sync(sock: int, fd: int, offset: int, count: int) -> int:
-    """Send until all of it is sent, or the socket takes no more; return how much was."""
+def _send_file_sync(sock: int, fd: int, offset: int, count: int, ahead: int) -> int:
+    """Send until all of it is sent, or the client does not keep up; return how much was."""
+    if ahead:  # nothing would mean all of the file
+        os.posix_fadvise(fd, offset + count, ahead, os.POSIX_FADV_WILLNEED)
+    room = select.poll()
+    room.register(sock, select.POLLOUT)
     sent = 0
-    try:
-        while sent < count:
+    waited_at = -KEEPING_UP_BYTES
+    while sent < count:
+        try:
             written = os.sendfile(sock, fd, offset + sent, count - sent)
+        except BlockingIOError:
+            # A slow client does not hold the thread: that one is waited for in the loop.
+            if sent - waited_at < KEEPING_UP_BYTES or not room.poll(KEEPING_UP_MS):
+                break
+            waited_at = sent
+        else:
             assert written, "a file is shorter than what was to be sent of it"
             sent += written
-    except BlockingIOError:
-        pass
     return sent

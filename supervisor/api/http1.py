@@ -5,6 +5,7 @@ asked, and that no large piece is copied on its way:
 
 * The body of a request with a Content-Length goes past h11 as it is received, once its head and
   what came with it are parsed. h11 is told how much that was, so it ends the body as it always did.
+* The chunks of a body without one, as h11 finds them in what was received, are handed on together.
 * The head of an answer with a Content-Length waits for the first piece of its body: one write.
 * An application may have a part of a file sent by the kernel (`SEND_FILE`), and many messages of a
   websocket sent in one write (`JOIN_WRITES`).
@@ -24,10 +25,10 @@ from wsgiref.handlers import format_date_time
 
 import h11
 import trio
-from h11._readers import ContentLengthReader
+from h11._readers import ChunkedReader, ContentLengthReader
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData
-from hypercorn.protocol.events import Body
+from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.typing import ConnectionState
 
@@ -38,6 +39,8 @@ from supervisor.registry.http import SEND_FILE
 RECEIVE_BYTES = 64 << 10
 BODY_RECEIVE_BYTES = 256 << 10
 """Of a body at a time: large enough that what each piece costs hardly counts."""
+_JOINED_CHUNKS = 64
+"""Of a body, handed on together: between any two such pieces others get their turn."""
 _JOINED_BYTES = 64 << 10
 """Pieces that are together no longer than this go out in one write."""
 
@@ -89,11 +92,14 @@ class Http1(H11Protocol):
         """How much to receive at a time now; what `receive` is given must not be more."""
         reader = self._body_reader()
         if reader is None:
-            return RECEIVE_BYTES
+            return BODY_RECEIVE_BYTES if self._is_in_chunks else RECEIVE_BYTES
         return min(reader._remaining, BODY_RECEIVE_BYTES)
 
     async def receive(self, data: bytes) -> None:
         """Take what has come; nothing is the end of the client's stream."""
+        if data and self._is_in_chunks:
+            await self._receive_chunks(data)
+            return
         reader = self._body_reader()
         if reader is None or not data:
             await self.handle(RawData(data))
@@ -104,6 +110,39 @@ class Http1(H11Protocol):
         await self.stream.handle(Body(stream_id=STREAM_ID, data=data))
         if not reader._remaining:
             await self._handle_events()
+
+    async def _receive_chunks(self, data: bytes) -> None:
+        self.connection.receive_data(data)
+        is_body = True
+        while is_body and self.stream is not None:
+            event: Any = None
+            pieces: list[bytes] = []
+            while len(pieces) < _JOINED_CHUNKS:
+                try:
+                    event = self.connection.next_event()
+                except h11.RemoteProtocolError:
+                    event = None  # it is raised again, to where it is answered
+                if not isinstance(event, h11.Data):
+                    is_body = False
+                    break
+                pieces.append(event.data)
+            if pieces:
+                joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                await self.stream.handle(Body(stream_id=STREAM_ID, data=joined))
+        if isinstance(event, h11.EndOfMessage) and self.stream is not None:
+            await self.stream.handle(EndBody(stream_id=STREAM_ID))
+        await self._handle_events()
+
+    @property
+    def _is_in_chunks(self) -> bool:
+        """Say whether what comes next is of a body in chunks."""
+        connection = self.connection
+        return (
+            self.stream is not None
+            and isinstance(connection, h11.Connection)
+            and connection.their_state is h11.SEND_BODY
+            and isinstance(connection._reader, ChunkedReader)
+        )
 
     def _body_reader(self) -> ContentLengthReader | None:
         """Return what counts the body's bytes, if all that comes next are such bytes."""

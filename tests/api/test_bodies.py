@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -278,3 +279,15 @@ class TestFiles:
                     client = await stack.enter_async_context(connect(server))
                     await client.stream.send_all(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
                     await client.stream.receive_some(1)
+
+
+def test_a_client_that_takes_nothing_does_not_hold_a_thread(tmp_path: Path, content: bytes) -> None:
+    sock, client = socket.socketpair()
+    with sock, client, (tmp_path / "file").open("rb") as file:
+        sock.setblocking(False)
+        sent = connection._send_file_sync(sock.fileno(), file.fileno(), 0, len(content), 0)
+        assert 0 < sent < len(content)
+        taken = b""
+        while len(taken) < sent:
+            taken += client.recv(1 << 20)
+        assert taken == content[:sent]
