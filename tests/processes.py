@@ -40,7 +40,7 @@ def find_processes(mark: str) -> list[int]:
 
 def inside(pid: int) -> int:
     """Return the process that a sandbox's `pid` runs; `pid` itself if there is none in between."""
-    if Path(f"/proc/{pid}/comm").read_text() != "bwrap\n":
+    if name_of(pid) not in ("unshare", "bwrap"):
         return pid
     return inside(_child_of(pid))
 

@@ -15,7 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.errors import ToolFailed
+from supervisor.model.ids import MachineId
 from supervisor.runtime.logs import log
+from supervisor.runtime.process import run_tool
 from supervisor.vm.machine import MachineSpec
 
 PROC = Path("/proc")
@@ -26,7 +29,10 @@ OVERHEAD_MB = 1536
 MAX_TASKS = 512
 CPU_PERIOD_USEC = 100_000
 
-_ENTER = 'echo 0 >"$1/cgroup.procs" && shift && exec "$@"'
+_MOVE = 'echo 0 >"$1/cgroup.procs"'
+_ENTER = f'{{ {_MOVE}; }} 2>/dev/null; shift; exec "$@"'
+"""A machine that may not enter goes on without: it is limited by its other means."""
+_TRIAL = MachineSpec(MachineId("trial"), cpus=1, memory_mb=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,31 @@ class Cgroups:
                 (path / "cgroup.kill").write_text("1")
             with suppress(OSError):
                 path.rmdir()
+
+    async def is_usable(self) -> bool:
+        """Say whether the host lets a process into a cgroup of the subtree, by trying it; warn if
+        it does not.
+        """
+        with self.open(_TRIAL) as enter:
+            if not enter:
+                return False
+            try:
+                await run_tool(["sh", "-c", _MOVE, "sh", enter[-1]])
+            except ToolFailed as exc:
+                log.bind(cgroup=self.root, why=exc.message).warning("cgroup.refused")
+                return False
+        return True
+
+    def check_inside(self, spec: MachineSpec) -> None:
+        """Warn if a machine runs outside of its cgroup: the host has refused it after all."""
+        try:
+            pids = (self.root / spec.id / "cgroup.procs").read_text().split()
+        except OSError as exc:
+            log.bind(machine_id=spec.id, why=str(exc)).warning("cgroup.refused")
+            return
+        if not pids:
+            why = "the host let none of its processes in"
+            log.bind(machine_id=spec.id, why=why).warning("cgroup.refused")
 
     def sweep(self) -> None:
         """End what an earlier daemon's machines have left in the subtree."""

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import trio
 
+from supervisor.model.build import ErrorReason
 from supervisor.model.ids import MachineId
 
 CONNECT_PAUSE_SECONDS = 0.05
@@ -35,11 +36,21 @@ class MachineSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of a machine's last moments. Each a few KiB at most, safe to show."""
+
+    console: str
+    """The last that the guest printed: the guest's own words, and nothing of the host's."""
+    host: str = ""
+    """The last messages of the host's processes. They may name files of the host."""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineExit:
-    """How a VMM ended: a sentence for people, and the last of its console and of its messages."""
+    """How a VMM ended: a sentence for people, and which kind of end that is."""
 
     description: str
-    evidence: str
+    reason: ErrorReason
 
 
 class GuestUnreachable(Exception):
@@ -77,8 +88,12 @@ class Machine(Protocol):
         """Wait until the VMM has ended by itself (a power-off, a crash, a kill from outside)."""
         ...
 
-    def evidence(self) -> str:
-        """Return the tail of the console and of the VMM's own messages, at most a few KiB."""
+    async def is_answering(self) -> bool:
+        """Say whether the VMM itself answers, whatever its guest does. Takes a second at most."""
+        ...
+
+    def evidence(self) -> Evidence:
+        """Return the last of the console and of the host's processes; also when it has ended."""
         ...
 
 

@@ -130,6 +130,8 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
     """
     _check_programs()
     cgroups = take_subtree()  # first: with a child there, the cgroup would not be ours alone
+    if cgroups is not None and not await cgroups.is_usable():
+        cgroups = None
     trials = ([QEMU, "--version"], [VSOCK_DEVICE, "--version"])
     version, _ = [(await run_tool(trial)).partition("\n")[0] for trial in trials]
     sandbox = await find_sandbox(trials)

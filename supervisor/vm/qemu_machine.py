@@ -24,6 +24,7 @@ from pathlib import Path
 import trio
 
 from supervisor.errors import HostError, VmBootFailed
+from supervisor.model.build import ErrorReason
 from supervisor.model.ids import MachineId
 from supervisor.model.image import BuilderImage
 from supervisor.runtime.files import remove_tree_sync
@@ -33,7 +34,7 @@ from supervisor.runtime.threads import run_in_thread
 from supervisor.vm.argv import DEVICE_NAME, VSOCK_NAME, Descriptors, qemu_argv, vsock_argv
 from supervisor.vm.cgroups import Cgroups
 from supervisor.vm.console import UP, Console
-from supervisor.vm.machine import MachineExit, MachineSpec
+from supervisor.vm.machine import Evidence, MachineExit, MachineSpec
 from supervisor.vm.platform import Platform
 from supervisor.vm.qmp import Qmp, QmpBroken
 from supervisor.vm.sandbox import Needs, Sandbox
@@ -54,6 +55,7 @@ _SHUTDOWNS = {
     "host-qmp-quit": _STOPPED,
 }
 """The reasons of QMP's SHUTDOWN event, in words."""
+_BY_GUEST = frozenset({"guest-shutdown", "guest-reset", "guest-panic"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,14 @@ class Shape:
 class QemuMachine:
     """A running machine, as its leaseholder sees it. Made and ended by `run_qemu`."""
 
-    def __init__(self, id: MachineId, processes: Processes, console: Console, vsock: Vsock) -> None:
+    def __init__(
+        self, id: MachineId, processes: Processes, console: Console, vsock: Vsock, qmp: Qmp
+    ) -> None:
         self.id = id
         self.processes = processes
         self.console = console
         self._vsock = vsock
+        self._qmp = qmp
         self._exit: MachineExit | None = None
         self._ended = trio.Event()
 
@@ -100,18 +105,23 @@ class QemuMachine:
         assert self._exit is not None
         return self._exit
 
-    def evidence(self) -> str:
-        return _gather(
-            ("console", self.console.tail()),
-            ("VMM", self.processes.vmm.tail()),
-            ("vsock device", self.processes.device.tail()),
+    async def is_answering(self) -> bool:
+        return await self._qmp.is_answering()
+
+    def evidence(self) -> Evidence:
+        return Evidence(
+            console=_gather(("console", self.console.tail())),
+            host=_gather(
+                ("VMM", self.processes.vmm.tail()),
+                ("vsock device", self.processes.device.tail()),
+            ),
         )
 
-    def end(self, description: str) -> None:
+    def end(self, description: str, reason: ErrorReason = ErrorReason.VMM_EXITED) -> None:
         """Note how the machine ended; the first to tell knows."""
         if self._exit is None:
-            self._exit = MachineExit(description, self.evidence())
-            self._vsock.close(description)
+            self._exit = MachineExit(description, reason)
+            self._vsock.close(description, reason)
             self._ended.set()
             log.bind(machine_id=self.id, why=description).info("machine.ended")
 
@@ -189,15 +199,21 @@ class _Run:
             qmp = Qmp(control)
             vmm = await self._start_vmm(fds, qmp)
         await self._negotiate(qmp, vmm)
+        if self._enter and self._shape.cgroups is not None:
+            self._shape.cgroups.check_inside(self._shape.spec)
         machine = QemuMachine(
-            self._shape.spec.id, Processes(vmm, device), self._console, self._vsock
+            self._shape.spec.id, Processes(vmm, device), self._console, self._vsock, qmp
         )
         self._log("machine.started")
         try:
             task_status.started(machine)
             self._nursery.start_soon(self._watch_device, machine)
             end = await self._attend(vmm, console, qmp)
-            machine.end(_SHUTDOWNS.get(qmp.stop_reason or "", f"the VMM ended: {end.why}"))
+            stopped = qmp.stop_reason or ""
+            machine.end(
+                _SHUTDOWNS.get(stopped, f"the VMM ended: {end.why}"),
+                ErrorReason.GUEST_STOPPED if stopped in _BY_GUEST else ErrorReason.VMM_EXITED,
+            )
         finally:
             machine.end(_STOPPED)
 
@@ -299,7 +315,7 @@ class _Run:
         """End a machine whose vsock device has ended: nobody can reach it any more."""
         end = await machine.processes.device.wait()
         why = "it crashed" if "panicked at" in end.tail else end.why
-        machine.end(f"the machine's vsock device ended: {why}")
+        machine.end(f"the machine's vsock device ended: {why}", ErrorReason.VSOCK_DEVICE_EXITED)
         self._nursery.cancel_scope.cancel(reason="the vsock device ended")
 
     def _on_up(self) -> None:

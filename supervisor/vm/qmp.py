@@ -14,9 +14,12 @@ from typing import Any
 import trio
 
 MAX_LINE_BYTES = 1 << 16
+ANSWER_SECONDS = 1.0
+"""A VMM that runs answers within milliseconds, whatever its guest does."""
 
 _NEGOTIATE = b'{"execute":"qmp_capabilities"}\n'
 _QUIT = b'{"execute":"quit"}\n'
+_ASK = b'{"execute":"query-status","id":"ask"}\n'
 
 
 class QmpBroken(Exception):
@@ -47,6 +50,7 @@ class Qmp:
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self._decoder = LineDecoder()
         self._is_ready = False
+        self._answered = trio.Event()
         self.stop_reason: str | None = None
         """Why the VMM says that it stops: `guest-shutdown`, `guest-reset`, `host-qmp-quit` …"""
 
@@ -73,18 +77,32 @@ class Qmp:
 
     def quit_nowait(self) -> bool:
         """Ask the VMM to end, now. Says whether the request could be handed over."""
-        if not self._is_ready:
-            return False
-        try:
-            return self._sock.send(_QUIT, socket.MSG_DONTWAIT) == len(_QUIT)
-        except OSError:
-            return False
+        return self._send_nowait(_QUIT)
+
+    async def is_answering(self) -> bool:
+        """Say whether the VMM answers within a second, while `follow` takes in what it says."""
+        answered = self._answered
+        if self._send_nowait(_ASK):
+            with trio.move_on_after(ANSWER_SECONDS):
+                await answered.wait()
+        return answered.is_set()
 
     def close(self) -> None:
         """Close the connection; the VMM does not mind."""
         self._stream.socket.close()
 
+    def _send_nowait(self, line: bytes) -> bool:
+        if not self._is_ready:
+            return False
+        try:
+            return self._sock.send(line, socket.MSG_DONTWAIT) == len(line)
+        except OSError:
+            return False
+
     def _note(self, message: dict[str, Any]) -> None:
+        if message.get("id") == "ask":
+            self._answered.set()
+            self._answered = trio.Event()
         if message.get("event") == "SHUTDOWN" and isinstance(message.get("data"), dict):
             reason = message["data"].get("reason")
             self.stop_reason = reason[:64] if isinstance(reason, str) else None

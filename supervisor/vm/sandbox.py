@@ -32,6 +32,15 @@ _NO_CAPABILITIES = (
 )  # fmt: skip
 _OWN_USERS = ("unshare", "--user", "--map-root-user", "--")
 
+# A tie to a parent that has died before it was made ties to nobody. So whoever is tied looks
+# whether the parent lives, before it becomes anything that could outlive it.
+_PARENT_LIVES = '[ "$PPID" = "$0" ]'
+_TIED = f'{_PARENT_LIVES} && exec "$@"'
+# A PID namespace, whose first process dies with this one. Not bubblewrap's: killed while it
+# prepares its view, that leaves a child behind that is tied to nobody.
+_TIED_WITH_OWN_PROCESSES = f"""{_PARENT_LIVES} && exec unshare --pid --fork --kill-child=KILL -- \\
+/bin/sh -c 'read -r _ _ state _ <"/proc/$0/stat" && [ "$state" != Z ] && exec "$@"' $$ "$@\""""
+
 # What programs of the distribution are made of. No configuration, no other programs.
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/qemu", "/usr/share/seabios")
 _DEVICES = ("/dev/null", "/dev/urandom", str(KVM))
@@ -85,16 +94,19 @@ class Sandbox:
             inside = tuple(
                 _locate(word) if word in ("setpriv", "unshare") else word for word in inside
             )
-        return [*self.outside, *limits, *self._view(program, needs), *inside, program, *argv[1:]]
+        view = self._view(program, needs)
+        script = _TIED_WITH_OWN_PROCESSES if view else _TIED
+        tied = [*TIED_TO_PARENT, "/bin/sh", "-c", script, str(os.getpid())]
+        return [*self.outside, *tied, *limits, *view, *inside, program, *argv[1:]]
 
     def _view(self, program: str, needs: Needs) -> list[str]:
         if self.view_capabilities is None:
             return []
         tools = [_locate(name) for name in ("setpriv", "unshare")]
         shown = [*tools, program, *map(os.fspath, needs.reads)]
-        # Its `init` stays, and is what dies with the daemon: of another user's process, which a VMM
-        # of root's is, it could not be told to (no CAP_KILL).
-        words = ["bwrap", "--unshare-net", "--unshare-pid", "--unshare-ipc"]
+        # It stays, as the namespace's `init`, and is what dies with the daemon: of another user's
+        # process, which a VMM of root's is, it could not be told to (no CAP_KILL).
+        words = ["bwrap", "--unshare-net", "--unshare-ipc"]
         for directory in _parents([*_SYSTEM, *_DEVICES, *shown, *map(os.fspath, needs.writes)]):
             words += ["--perms", "0755", "--dir", directory]
         for path in _SYSTEM:

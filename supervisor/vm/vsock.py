@@ -22,6 +22,7 @@ import outcome
 import trio
 
 from supervisor.errors import GuestLost, HostError
+from supervisor.model.build import ErrorReason
 from supervisor.vm import hybrid
 from supervisor.vm.machine import GuestUnreachable
 
@@ -37,7 +38,7 @@ class Vsock:
         self._path = path
         self._nursery = nursery
         self._is_open = False
-        self._lost: str | None = None
+        self._lost: GuestLost | None = None
         self._unanswered = 0
 
     def __repr__(self) -> str:
@@ -48,9 +49,9 @@ class Vsock:
         """Let connections through: the guest's driver has set up the device."""
         self._is_open = True
 
-    def close(self, why: str) -> None:
+    def close(self, why: str, reason: ErrorReason) -> None:
         """Refuse everything from now on: the machine has ended."""
-        self._lost = self._lost or why
+        self._lost = self._lost or GuestLost(why, reason=reason)
 
     async def connect(self, port: int) -> trio.abc.Stream:
         """Return a stream to `port` of the guest; see `Machine.connect`."""
@@ -60,7 +61,7 @@ class Vsock:
             return await call.wait()
         await trio.lowlevel.checkpoint()
         if self._lost is not None:
-            raise GuestLost(self._lost)
+            raise self._as_lost()
         if not self._is_open:
             raise GuestUnreachable("the guest has not booted yet")
         raise GuestUnreachable(f"the guest has left {MAX_UNANSWERED} connections unanswered")
@@ -87,7 +88,13 @@ class Vsock:
             call.settle(outcome.Error(exc))
         finally:
             self._unanswered -= 1
-            call.settle(outcome.Error(GuestLost(self._lost or "the machine was stopped")))
+            call.settle(outcome.Error(self._as_lost()))
+
+    def _as_lost(self) -> GuestLost:
+        """Return an error of the caller's own, with a traceback of its own."""
+        if self._lost is None:
+            return GuestLost("the machine was stopped", reason=ErrorReason.VMM_EXITED)
+        return GuestLost(self._lost.message, reason=self._lost.reason)
 
 
 class _Call:

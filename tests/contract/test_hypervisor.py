@@ -20,6 +20,7 @@ import trio
 
 from agent import wire
 from supervisor.errors import GuestLost, VmBootFailed
+from supervisor.model.build import ErrorReason
 from supervisor.runtime.process import Process, run_daemon
 from supervisor.vm.argv import VSOCK_NAME
 from supervisor.vm.machine import GuestUnreachable, Machine, MachineSpec, wait_connect
@@ -56,6 +57,7 @@ async def test_a_machine_says_who_it_is_and_leaves_nothing(harness: Harness) -> 
     spec = new_spec()
     async with running(harness.hypervisor, spec) as machine:
         assert machine.id == spec.id
+        assert await machine.is_answering()
         async with await wait_connect(machine, COMMAND_PORT) as stream:
             assert await receive_frame(stream) == spec.id.encode()
     assert harness.leftovers() == []
@@ -196,7 +198,8 @@ async def test_a_guest_that_powers_off_ends_its_machine(harness: Harness) -> Non
             end = await machine.wait_exit()
     # The nursery is not cancelled: `run_machine` returned by itself.
     assert end.description == "the guest powered off"
-    assert "the guest says goodbye" in end.evidence
+    assert end.reason is ErrorReason.GUEST_STOPPED
+    assert "the guest says goodbye" in machine.evidence().console
     assert harness.leftovers() == []
 
 
@@ -206,6 +209,7 @@ async def test_a_panic_ends_the_machine(harness: Harness) -> None:
         async with commanding(machine, "panic"):
             end = await machine.wait_exit()
     assert end.description == "the guest's kernel panicked, or the guest restarted"
+    assert end.reason is ErrorReason.GUEST_STOPPED
     assert harness.leftovers() == []
 
 
@@ -217,7 +221,9 @@ async def test_a_killed_vmm_is_noticed_and_explained(harness: Harness) -> None:
             harness.kill(machine)
             end = await machine.wait_exit()
     assert end.description == "the VMM ended: killed by SIGKILL"
-    assert end.evidence != ""
+    assert end.reason is ErrorReason.VMM_EXITED
+    assert machine.evidence().console != ""
+    assert not await machine.is_answering()
     with pytest.raises((GuestLost, GuestUnreachable)):
         await machine.connect(COMMAND_PORT)
     with pytest.raises(GuestLost, match="killed by SIGKILL"):
@@ -301,6 +307,7 @@ async def test_a_machine_whose_vsock_device_dies_ends(harness: RealHarness) -> N
         os.kill(inside(machine.processes.device.pid), signal.SIGKILL)
         end = await machine.wait_exit()
     assert end.description == "the machine's vsock device ended: killed by SIGKILL"
+    assert end.reason is ErrorReason.VSOCK_DEVICE_EXITED
     assert harness.leftovers() == []
 
 
@@ -322,7 +329,7 @@ async def test_a_vsock_device_that_crashes_and_stays_ends_its_machine(
         os.kill(inside(machine.processes.vmm.pid), signal.SIGCONT)
         end = await machine.wait_exit()
     assert end.description == "the machine's vsock device ended: it crashed"
-    assert "panicked at" in end.evidence
+    assert "panicked at" in machine.evidence().host
     assert harness.leftovers() == []
 
 
@@ -341,6 +348,7 @@ async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness, 
         stream = await wait_connect(machine, ECHO_PORT)
         if stuck in ("vmm", "both"):
             os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
+            assert not await machine.is_answering()
         if stuck in ("device", "both"):
             os.kill(inside(machine.processes.device.pid), signal.SIGSTOP)
     await trio.aclose_forcefully(stream)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from supervisor.model.ids import MachineId
+from supervisor.runtime.logs import log
+from supervisor.runtime.process import run_tool
 from supervisor.vm.cgroups import Cgroups, take_subtree
 from supervisor.vm.machine import MachineSpec
 
 SPEC = MachineSpec(MachineId("m1"), cpus=2, memory_mb=1024)
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """The warnings of the test, as they come."""
+    found: list[str] = []
+    sink = log.add(lambda message: found.append(message.record["message"]), level="WARNING")
+    yield found
+    log.remove(sink)
 
 
 def a_subtree(tmp_path: Path, *, controllers: str = "cpuset cpu io memory pids") -> Path:
@@ -85,6 +97,44 @@ def test_what_cannot_be_limited_is_not(tmp_path: Path) -> None:
 def test_a_machine_does_without_a_cgroup_that_cannot_be_made(tmp_path: Path) -> None:
     with Cgroups(tmp_path / "gone", ("memory",)).open(SPEC) as enter:
         assert enter == []
+
+
+def in_a_host_that_refuses(root: Path) -> Cgroups:
+    """A subtree in which no cgroup takes a process, whoever asks: also root."""
+    (root / "m1" / "cgroup.procs").mkdir(parents=True)
+    (root / "trial" / "cgroup.procs").mkdir(parents=True)
+    return Cgroups(root, ())
+
+
+async def test_a_host_that_lets_nobody_in_is_told_once_at_the_start(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    assert not await in_a_host_that_refuses(tmp_path).is_usable()
+    assert warnings == ["cgroup.refused"]
+
+
+async def test_a_cgroup_that_takes_processes_is_used(tmp_path: Path, warnings: list[str]) -> None:
+    cgroups = Cgroups(tmp_path, ())
+    assert await cgroups.is_usable()
+    with cgroups.open(SPEC) as enter:
+        assert await run_tool([*enter, "echo", "a machine"]) == "a machine\n"
+        assert (tmp_path / "m1/cgroup.procs").read_text() == "0\n"
+        cgroups.check_inside(SPEC)
+    assert warnings == []
+
+
+async def test_a_machine_that_is_not_let_in_runs_all_the_same_and_is_warned_of(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    cgroups = in_a_host_that_refuses(tmp_path)
+    with cgroups.open(SPEC) as enter:
+        assert await run_tool([*enter, "echo", "a machine"]) == "a machine\n"
+        cgroups.check_inside(SPEC)
+    assert warnings == ["cgroup.refused"]
+    (tmp_path / "m1" / "cgroup.procs").rmdir()
+    (tmp_path / "m1" / "cgroup.procs").write_text("")
+    cgroups.check_inside(SPEC)
+    assert warnings == ["cgroup.refused"] * 2
 
 
 def test_what_an_earlier_daemon_left_is_ended(tmp_path: Path) -> None:

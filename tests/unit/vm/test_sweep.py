@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.model.ids import MachineId
 from supervisor.vm.sandbox import MACHINE_UID
 from supervisor.vm.sweep import is_leftover, sweep_machines
+from supervisor.vm.usage import measure_machines_sync
 from tests.processes import is_alive
 
 SLEEP = "import sys, time; sys.stdout.write('up'); sys.stdout.flush(); time.sleep(600)"
@@ -64,6 +66,20 @@ async def test_processes_and_directories_of_machines_are_gone(
     assert not any(map(is_alive, pids))
     assert list(machines.iterdir()) == []
     assert await sweep_machines(machines) == 0
+
+
+def test_what_a_machine_takes_is_that_of_its_vmm(tmp_path: Path, orphans: Orphans) -> None:
+    machines = tmp_path / "machines"
+    orphans.start("vhost-device-vsock", "--socket", machines / "one" / "dev.sock")
+    orphans.start("bwrap", "--", "qemu-system-x86_64", "-pidfile", machines / "one" / "vmm.pid")
+    one = orphans.start("/usr/bin/qemu-system-x86_64", "-pidfile", machines / "one" / "vmm.pid")
+    two = orphans.start("qemu-system-x86_64", "-pidfile", machines / "two" / "vmm.pid")
+    orphans.start("qemu-system-x86_64", "-pidfile", "/run/other/machines/three/vmm.pid")
+    used = measure_machines_sync(machines)
+    assert {name: each.pid for name, each in used.items()} == {"one": one, "two": two}
+    stated = Path(f"/proc/{one}/status").read_text().partition("VmRSS:")[2].split()[0]
+    # A page or two may have come in meanwhile, and the kernel counts lazily.
+    assert used[MachineId("one")].rss_bytes == pytest.approx(int(stated) << 10, rel=0.2)
 
 
 async def test_what_is_not_ours_is_left_alone(tmp_path: Path, orphans: Orphans) -> None:

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from supervisor.errors import GuestLost, HostError
+from supervisor.model.build import ErrorReason
 from supervisor.vm.machine import GuestUnreachable
 from supervisor.vm.vsock import MAX_UNANSWERED, Vsock
 
@@ -144,10 +145,10 @@ async def test_a_lost_machine_is_lost_for_those_who_wait_and_those_who_come(
         vsock.open()
         callers.start_soon(call, vsock)
         await trio.testing.wait_all_tasks_blocked()
-        vsock.close("the VMM ended: killed by SIGKILL")
-        vsock.close("something else")
+        vsock.close("the VMM ended: killed by SIGKILL", ErrorReason.VMM_EXITED)
+        vsock.close("something else", ErrorReason.GUEST_STOPPED)
     await call(vsock)
-    assert len(errors) == 2
+    assert [error.reason for error in errors] == [ErrorReason.VMM_EXITED] * 2
 
 
 async def test_a_listener_is_where_the_device_looks_and_goes_with_its_block(
