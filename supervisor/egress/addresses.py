@@ -63,6 +63,8 @@ _GLOBAL_UNICAST_6 = IPv6Network("2000::/3")
 _COMPATIBLE = IPv6Network("::/96")
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
+_ISATAP = frozenset({0x0000_5EFE, 0x0200_5EFE})
+"""In front of the IPv4 address, under any prefix (RFC 5214, 6.1)."""
 
 _Table = tuple[tuple[IPNetwork, str], ...]
 
@@ -121,7 +123,8 @@ def embedded_ipv4(address: IPAddress) -> IPv4Address | None:
     if address.teredo is not None:
         return address.teredo[1]
     is_compatible = address in _COMPATIBLE and int(address) > 1  # not :: and not ::1
-    if is_compatible or address in _TRANSLATED or address in _NAT64:
+    is_isatap = int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+    if is_compatible or is_isatap or address in _TRANSLATED or address in _NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return None
 

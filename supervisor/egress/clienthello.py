@@ -1,4 +1,4 @@
-"""Which server a TLS client asks for: the name in its first message, which is not encrypted. Pure.
+"""Which server a TLS client asks for: the name in its hello, which is not encrypted. Pure.
 
 One address can answer for many names (a CDN), and a tunnel to an allowed name ends at whichever the
 client names in its hello. So the hello is read, as strictly as targets are: what two servers could
@@ -8,6 +8,7 @@ read differently is no hello. RFC 8446, 4.1.2 and 5.1; RFC 6066, 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 MAX_HELLO_BYTES = 16 << 10
 """With keys against quantum computers and a session ticket, hellos have 2 to 4 KiB."""
@@ -17,6 +18,15 @@ _MAX_RECORD_BYTES = 16 << 10
 _MAX_RECORDS = 16
 """A hello may be cut into records. Clients use one, and each look at a thousand costs time."""
 _SERVER_NAME, _HOST_NAME = 0, 0
+_SERVER_HELLO = 2
+_RETRY = sha256(b"HelloRetryRequest").digest()
+"""Stands for the random number of a ServerHello that asks for another ClientHello."""
+_RETRY_AT = _RECORD_HEADER_BYTES + 4 + 2
+_CIPHER_CHANGE = b"\x14\x03\x03\x00\x01\x01"
+_ENCRYPTED = frozenset({0xFE0D, 0xFFCE})
+"""Extensions that hide a second name from everybody but the server (ECH, RFC 9849, and its draft
+ESNI): the name in the open is for show then. Browsers send an empty one; no tool of builds does.
+"""
 
 
 class NoHello(ValueError):
@@ -29,6 +39,8 @@ class ClientHello:
 
     server_name: str | None
     """As it was written, in printable ASCII; None if it names no server."""
+    length: int
+    """Of the records that it came in, in bytes."""
 
 
 def read_client_hello(data: bytes) -> ClientHello | None:
@@ -56,11 +68,31 @@ def read_client_hello(data: bytes) -> ClientHello | None:
             end = 4 + int.from_bytes(message[1:4], "big")
             if end > MAX_HELLO_BYTES:
                 raise NoHello(f"its TLS hello is longer than {MAX_HELLO_BYTES} bytes")
-            if len(message) >= end:
-                return ClientHello(_server_name(_Reader(bytes(message[4:end]))))
+            if len(message) > end:
+                raise NoHello("its TLS hello has something else behind it in its record")
+            if len(message) == end:
+                return ClientHello(_server_name(_Reader(bytes(message[4:]))), at)
         if at > len(data):
             return None
     raise NoHello("its TLS hello comes in too many pieces")
+
+
+def is_retry_request(data: bytes) -> bool | None:
+    """Say whether a server, whose first bytes these are, wants another hello; None if more of them
+    have to come to tell.
+    """
+    wanted = _RETRY_AT + len(_RETRY)
+    if data[:1] not in (b"", bytes([_HANDSHAKE])) or len(data) >= wanted:
+        return data[_RETRY_AT:wanted] == _RETRY and data[5] == _SERVER_HELLO
+    return None
+
+
+def skip_cipher_changes(data: bytes) -> int:
+    """Return where the records end that mean nothing and may stand before a second hello."""
+    at = 0
+    while data.startswith(_CIPHER_CHANGE, at) and at < 4 * len(_CIPHER_CHANGE):
+        at += len(_CIPHER_CHANGE)
+    return at
 
 
 def _server_name(hello: _Reader) -> str | None:
@@ -74,6 +106,8 @@ def _server_name(hello: _Reader) -> str | None:
     names: list[bytes] = []
     while not extensions.is_at_end():
         kind, body = extensions.number(2), extensions.vector(2)
+        if kind in _ENCRYPTED:
+            raise NoHello("its TLS hello hides the server's name (encrypted_client_hello)")
         if kind == _SERVER_NAME:
             listed = _Reader(_Reader(body).vector(2, is_all=True))
             if listed.number(1) != _HOST_NAME:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 import h11
 import trio
 
-from supervisor.egress.opening import Denied, receive_opening
+from supervisor.egress.opening import Denied, Ended, Opening
 from supervisor.egress.peer import (
     CHUNK_BYTES,
     HttpPeer,
@@ -186,19 +186,22 @@ class _Proxy:
         self, peer: HttpPeer, server: MeteredStream, report: _Report, destination: Destination
     ) -> str:
         policy = self._way_out.policy
-        opening: bytes | Denied = b""
+        opening: bytes | Denied | Ended = b""
         with trio.move_on_after(self._limits.idle_seconds) as beginning:
             try:
                 await peer.send(TUNNEL_OPENED)
                 opening, _ = peer.http.trailing_data
                 if policy.must_see_hello(destination):
-                    opening = await receive_opening(peer.stream, opening, policy, destination)
+                    beginner = Opening(peer.stream, server, policy, destination)
+                    opening = await beginner.carry(opening)
             except _STREAM_ERRORS:
                 return GUEST_BROKE_OFF
         if beginning.cancelled_caught:
-            return GUEST_BROKE_OFF
+            return f"it did not begin within {self._limits.idle_seconds:g} s"
         if isinstance(opening, Denied):
             report.is_allowed = False
+            return opening.reason
+        if isinstance(opening, Ended):
             return opening.reason
         return await tunnel(peer.stream, opening, server, self._limits)
 

@@ -19,10 +19,7 @@ BASES_DIR = Path(__file__).parents[2] / "build" / "bases"
 def debian_mirror() -> str:
     """Return the host that apt fetches packages from in the Debian base."""
     layout = BASES_DIR / "debian"
-    [digest, *_] = [
-        m["digest"] for m in json.loads((layout / "index.json").read_text())["manifests"]
-    ]
-    [layer] = json.loads(_blob(layout, digest).read_bytes())["layers"]
+    [layer] = json.loads(_blob(layout, manifest_digest("debian")).read_bytes())["layers"]
     assert layer["mediaType"].endswith("+zstd")
     unpacked = subprocess.run(
         ["zstd", "-dc", _blob(layout, layer["digest"])], capture_output=True, check=True
@@ -35,6 +32,13 @@ def debian_mirror() -> str:
                 if match := re.search(rb"http://([^/\s]+)/", file.read()):
                     return match[1].decode()
     raise AssertionError("the Debian base names no mirror")
+
+
+def manifest_digest(base: str) -> str:
+    """Return the digest of a base's manifest."""
+    index = json.loads((BASES_DIR / base / "index.json").read_text())
+    digest: str = index["manifests"][0]["digest"]
+    return digest
 
 
 @functools.cache

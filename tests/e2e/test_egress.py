@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import threading
+import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,22 @@ import pytest
 from tests.e2e.bases import debian_mirror
 from tests.e2e.daemon import EGRESS_ADDRESS, EGRESS_PORT, Daemon
 from tests.e2e.image import pull
+from tests.e2e.servers import IMAGE, TLS_NAME, TLS_PORT, serving
 
 HERE = f"{EGRESS_ADDRESS}:{EGRESS_PORT}"
+BY_TLS = f"{TLS_NAME}:{TLS_PORT}"
 # apt's own downloader: it takes the proxy from the environment, as every program of the field does.
 DOWNLOAD = "/usr/lib/apt/apt-helper download-file"
 # BuildKit, like every Go program, asks no proxy for loopback addresses; git does.
 FETCH = f"""
+FROM {BY_TLS}/{IMAGE}:1 AS pulled
 FROM debian:bookworm
 ARG MIRROR
 ADD http://$MIRROR/debian/dists/bookworm/Release /added
 ADD http://{HERE}/repository.git#main /cloned
+ADD https://{BY_TLS}/hello /added-by-tls
+ADD https://{BY_TLS}/repository.git#main /cloned-by-tls
+COPY --from=pulled /bin/busybox /pulled
 RUN {DOWNLOAD} http://{HERE}/hello /fetched
 RUN {DOWNLOAD} http://example.net/hello /denied || echo went on
 """
@@ -35,50 +38,6 @@ INSTALL = (
 )
 
 
-class _Hello(BaseHTTPRequestHandler):
-    """Says hello under every path but those of a git repository, which git itself serves."""
-
-    repositories: Path
-
-    def do_GET(self) -> None:
-        if self.path.startswith("/repository.git/"):
-            self._git(b"")
-            return
-        body = f"hello from {self.path}\n".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        self._git(self.rfile.read(int(self.headers["Content-Length"])))
-
-    def _git(self, body: bytes) -> None:
-        path, _, query = self.path.partition("?")
-        done = subprocess.run(
-            ["git", "http-backend"],
-            input=body,
-            capture_output=True,
-            check=True,
-            env={
-                "PATH": os.environ["PATH"],
-                "GIT_PROJECT_ROOT": str(self.repositories),
-                "GIT_HTTP_EXPORT_ALL": "1",
-                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-                "REQUEST_METHOD": self.command,
-                "PATH_INFO": path,
-                "QUERY_STRING": query,
-                "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            },
-        )
-        head, _, answer = done.stdout.partition(b"\r\n\r\n")
-        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + head + b"\r\n\r\n" + answer)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 def decisions(daemon: Daemon, build_id: str, host: str) -> list[dict[str, Any]]:
     """Return what the build's events tell of its requests to a host."""
     told = [event["egress"] for event in daemon.follow(build_id) if event["type"] == "egress"]
@@ -86,41 +45,16 @@ def decisions(daemon: Daemon, build_id: str, host: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[HTTPServer]:
-    _Hello.repositories = tmp_path
-    make_repository(tmp_path / "repository.git")
-    with ThreadingHTTPServer((EGRESS_ADDRESS, EGRESS_PORT), _Hello) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def servers(tmp_path: Path) -> Iterator[None]:
+    where = socket.gethostbyname(TLS_NAME)
+    with (
+        serving(EGRESS_ADDRESS, EGRESS_PORT, tmp_path),
+        serving(where, TLS_PORT, tmp_path, by_tls=True),
+    ):
+        yield
 
 
-def make_repository(path: Path) -> None:
-    """Make a bare repository whose branch `main` holds one file."""
-    who = {
-        f"GIT_{role}_{part}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for part, value in (("NAME", "n"), ("EMAIL", "e@example.org"))
-    }
-    git = ["git", f"--git-dir={path}"]
-
-    def run(*arguments: str, given: str = "") -> str:
-        env = {"PATH": os.environ["PATH"], "HOME": str(path.parent), **who}
-        return subprocess.run(
-            [*git, *arguments], input=given, env=env, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    run("init", "--bare", "--quiet")
-    blob = run("hash-object", "-w", "--stdin", given="from git\n")
-    tree = run("mktree", given=f"100644 blob {blob}\tfile\n")
-    run("update-ref", "refs/heads/main", run("commit-tree", "-m", "first", tree))
-
-
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("servers")
 def test_build_reaches_what_is_allowed_and_nothing_else_and_is_told_of_both(
     daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -128,15 +62,22 @@ def test_build_reaches_what_is_allowed_and_nothing_else_and_is_told_of_both(
     build = daemon.build_image(
         {"Dockerfile": FETCH + INSTALL},
         build_args={"MIRROR": mirror},
-        allowed_domains=[EGRESS_ADDRESS, mirror],
+        allowed_domains=[EGRESS_ADDRESS, mirror, TLS_NAME],
     )
     image = pull(daemon, build["image_ref"], tmp_path)
     assert image.read("fetched") == b"hello from /hello\n"
     assert b"Codename: bookworm" in image.read("added")
     assert image.read("cloned/file") == b"from git\n"
+    assert image.read("added-by-tls") == b"hello from /hello\n"
+    assert image.read("cloned-by-tls/file") == b"from git\n"
+    assert image.read("pulled").startswith(b"\x7fELF")
     assert image.read("said") == b"Hello, world!\n"
     assert "denied" not in image.files
 
+    # The image, the file, and what git asks for: each in a tunnel that was judged by its name.
+    tunnels = decisions(daemon, build["id"], TLS_NAME)
+    assert {(each["allowed"], each["port"]) for each in tunnels} == {(True, TLS_PORT)}
+    assert len(tunnels) >= 3
     allowed = decisions(daemon, build["id"], EGRESS_ADDRESS) + decisions(
         daemon, build["id"], mirror
     )
@@ -179,7 +120,7 @@ def test_what_buildkit_fetches_itself_obeys_the_same_policy(daemon: Daemon) -> N
         assert f"[egress] denied {host}:443: it is not in allowed_domains" in daemon.log(build_id)
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("servers")
 def test_isolated_build_has_no_way_out_at_all(daemon: Daemon) -> None:
     build = daemon.build(
         {"Dockerfile": f"FROM debian:bookworm\nRUN {DOWNLOAD} http://{HERE}/hello /fetched\n"},

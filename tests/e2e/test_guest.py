@@ -8,7 +8,9 @@ from tests.e2e.daemon import Daemon
 from tests.e2e.image import pull
 
 SECRET = "value-of-a-secret-that-no-step-mounts"
-# Perl is in every Debian base; 40 is AF_VSOCK, 2 AF_INET, 1 SOCK_STREAM and AF_UNIX.
+# Perl is in every Debian base; 40 is AF_VSOCK, 2 AF_INET, 1 SOCK_STREAM and AF_UNIX. The system
+# calls: vsock's other kinds, a pair of them, one by the x32 way, io_uring (which opens sockets past
+# every filter), and what would hear the registry's token on loopback: packets, and raw IP.
 ASK = r"""
 FROM debian:bookworm
 COPY connect http /usr/local/bin/
@@ -16,7 +18,10 @@ RUN mkdir /found; cd /found; chmod +x /usr/local/bin/*; \
     tail -n +3 /proc/net/dev | cut -d: -f1 > interfaces; \
     cat /proc/self/uid_map > uid_map; \
     perl -e 'print socket(S, 40, 1, 0) ? "opened" : "refused: $!"' > vsock; \
-    perl -e 'print socket(S, 2, 1, 0) ? "opened" : "refused: $!"' > inet
+    perl -e 'print socket(S, 2, 1, 0) ? "opened" : "refused: $!"' > inet; \
+    perl -e 'for (@ARGV) { my @call = map { /^z/ ? "\0" x 120 : 0 + $_ } split /,/; \
+        print syscall(@call) < 0 ? "refused" : "opened: $_", "\n" }' \
+        41,40,2,0 41,40,5,0 53,40,1,0,z 1073741865,40,1,0 425,8,z 41,17,3,768 41,2,3,1 > doors
 RUN cd /found; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\0' '\n' > processes; \
     ls -d /dev/* > devices; \
     ls -dR /run/hypeman /config /home/builder /src /run/buildkit /run/secrets > places 2>&1; \
@@ -66,6 +71,7 @@ def test_step_finds_nothing_of_the_machine_that_it_could_use(
     assert found("interfaces") == ["lo"]
     assert found("vsock")[0] == "refused:"
     assert found("inet") == ["opened"]
+    assert found("doors") == ["refused"] * 7
     here = f"{int.from_bytes(bytes([10, 102, 0, 1]), 'little'):08X}"
     assert sorted(found("listeners")) == [f"{here}:0C38", f"{here}:1F93"]
     # The registry knows nobody without a token, and no other route of the API is behind it.

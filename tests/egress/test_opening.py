@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from hashlib import sha256
+
 import pytest
 import trio
 import trio.testing
@@ -81,6 +84,85 @@ async def test_what_could_reach_another_server_behind_the_address_is_cut_off(
         assert await say(proxy, opening, f"{HERE}:{port}") == b""
         assert await proxy.decision() == Decision(False, HERE, port, why)
         assert proxy.world.all_closed
+
+
+# A ServerHello whose random number asks for another ClientHello (RFC 8446, 4.1.3).
+RETRY = tls_records(b"\x02\x00\x00\x28\x03\x03" + sha256(b"HelloRetryRequest").digest() + bytes(6))
+HELLO = client_hello(HERE)
+CHANGE = b"\x14\x03\x03\x00\x01\x01"
+
+
+async def silent(stream: trio.abc.Stream) -> None:
+    """Take everything and say nothing."""
+    await read_all(stream)
+
+
+async def ask_again(stream: trio.abc.Stream) -> None:
+    """Want another hello, and then say everything that comes back."""
+    await read_until(stream, HELLO)
+    await stream.send_all(RETRY)
+    await echo(stream)
+
+
+@pytest.mark.parametrize("change", [b"", CHANGE])
+@pytest.mark.parametrize("is_ahead", [False, True])
+async def test_a_second_hello_that_a_server_asks_for_is_judged_too(
+    change: bytes, is_ahead: bool
+) -> None:
+    evil = change + client_hello("evil.example.net")
+    servers = World(names={HERE: [PUBLIC]}, servers={PUBLIC: ask_again})
+    async with open_proxy(servers, allowed=ALLOWED) as proxy:
+        if is_ahead:  # said before the server has asked
+            assert await say(proxy, HELLO + evil) == RETRY
+        else:
+            stream = await proxy.tunnel(f"{HERE}:443")
+            await stream.send_all(HELLO)
+            assert await read_until(stream, RETRY) == RETRY
+            await stream.send_all(evil)
+            assert await read_all(stream) == b""
+        told = await proxy.decision()
+        assert (told.allowed, told.bytes_sent) == (False, len(HELLO))
+        assert "evil.example.net" in told.reason
+        assert proxy.world.all_closed
+
+
+async def test_a_second_hello_to_an_allowed_name_goes_on() -> None:
+    servers = World(names={HERE: [PUBLIC]}, servers={PUBLIC: ask_again})
+    async with open_proxy(servers, allowed=ALLOWED) as proxy:
+        second = CHANGE + HELLO + b"what comes behind it"
+        assert await say(proxy, HELLO + second) == RETRY + second
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x15\x03\x03\x00\x02\x02\x28", b"\x16\x03\x03"])
+async def test_a_server_that_ends_before_it_has_answered_ends_the_tunnel(answer: bytes) -> None:
+    async def refuse(stream: trio.abc.Stream) -> None:
+        await read_until(stream, HELLO)
+        await stream.send_all(answer)
+
+    servers = World(names={HERE: [PUBLIC]}, servers={PUBLIC: refuse})
+    async with open_proxy(servers, allowed=ALLOWED) as proxy:
+        assert await say(proxy, HELLO) == answer
+        assert (await proxy.decision()).allowed
+
+
+async def test_a_server_that_says_nothing_to_a_hello_holds_its_slot_no_longer_than_silence(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    servers = World(names={HERE: [PUBLIC]}, servers={PUBLIC: silent})
+    async with open_proxy(servers, allowed=ALLOWED) as proxy:
+        stream = await proxy.tunnel(f"{HERE}:443")
+        await stream.send_all(HELLO)
+        assert await read_all(stream) == b""
+        told = await proxy.decision()
+        assert (told.allowed, told.reason) == (True, "it did not begin within 60 s")
+        assert proxy.world.all_closed
+
+
+async def test_a_hello_over_the_byte_limit_is_said_to_be() -> None:
+    few = replace(LIMITS, max_bytes=10)
+    async with open_proxy(world(), allowed=ALLOWED, limits=few) as proxy:
+        assert await say(proxy, HELLO) == b""
+        assert (await proxy.decision()).reason == "the build has used up its bytes"
 
 
 async def test_a_hello_that_comes_in_pieces_is_waited_for() -> None:

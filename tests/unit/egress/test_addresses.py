@@ -176,6 +176,8 @@ def test_no_form_of_an_embedded_address_is_allowed(number: int, tail: int, serve
         0x64FF9B << 96 | number,
         0x2002 << 112 | number << 80 | tail,
         0x20010000 << 96 | server << 64 | (number ^ 0xFFFFFFFF),
+        0x26064700 << 96 | 0x5EFE << 32 | number,
+        0x26064700 << 96 | 0x02005EFE << 32 | number,
     )
     for form in forms:
         assert address_rule()(IPv6Address(form)) is not None

@@ -10,7 +10,9 @@ from supervisor.egress.clienthello import (
     MAX_HELLO_BYTES,
     ClientHello,
     NoHello,
+    is_retry_request,
     read_client_hello,
+    skip_cipher_changes,
 )
 from tests.egress.kit import client_hello, tls_records
 
@@ -43,21 +45,28 @@ def refused(data: bytes) -> str:
     return str(caught.value)
 
 
+def named(data: bytes) -> str | None:
+    hello = read_client_hello(data)
+    assert hello is not None
+    assert hello.length == len(data)
+    return hello.server_name
+
+
 def test_the_name_that_a_real_client_writes_is_read() -> None:
-    assert read_client_hello(NAMED) == ClientHello("packages.example.org")
-    assert read_client_hello(hello_with(server_name(b"a.example"))) == ClientHello("a.example")
+    assert named(NAMED) == "packages.example.org"
+    assert named(hello_with(server_name(b"a.example"))) == "a.example"
 
 
 def test_a_hello_without_a_name_has_none() -> None:
-    assert read_client_hello(client_hello(None)) == ClientHello(None)
-    assert read_client_hello(hello_with(extension(10, b"x"))) == ClientHello(None)
-    assert read_client_hello(message(START)) == ClientHello(None)
+    assert named(client_hello(None)) is None
+    assert named(hello_with(extension(10, b"x"))) is None
+    assert named(message(START)) is None
 
 
 def test_more_is_waited_for_until_the_hello_is_whole() -> None:
     for end in range(len(NAMED)):
         assert read_client_hello(NAMED[:end]) is None
-    assert read_client_hello(NAMED + b"early data") == ClientHello("packages.example.org")
+    assert read_client_hello(NAMED + b"early") == ClientHello("packages.example.org", len(NAMED))
 
 
 def test_a_hello_in_a_few_records_is_read() -> None:
@@ -65,7 +74,7 @@ def test_a_hello_in_a_few_records_is_read() -> None:
     pieces = [whole[at : at + 100] for at in range(0, len(whole), 100)]
     assert 1 < len(pieces) <= 16
     data = b"".join(map(tls_records, pieces))
-    assert read_client_hello(data) == ClientHello("packages.example.org")
+    assert read_client_hello(data) == ClientHello("packages.example.org", len(data))
     assert "too many pieces" in refused(b"".join(tls_records(bytes([byte])) for byte in whole))
 
 
@@ -98,6 +107,10 @@ def test_what_does_not_begin_as_tls_is_refused(data: bytes) -> None:
         (hello_with(extension(0, b"\x00\x04\x00\x00\x01ax")), "two ways"),
         (hello_with(extension(0, b"\x00\x08\x00\x00\x01a\x00\x00\x01b")), "two ways"),
         (hello_with(server_name(b"a.example", kind=1)), "something else"),
+        (hello_with(server_name(b"a.example"), extension(0xFE0D, b"\x00x")), "hides"),
+        (hello_with(extension(0xFE0D, b""), server_name(b"a.example")), "hides"),
+        (hello_with(server_name(b"a.example"), extension(0xFFCE, b"x")), "hides"),
+        (tls_records(NAMED[5:] + NAMED[5:]), "something else behind it"),
         (hello_with(server_name(b"")), "no name"),
         (hello_with(server_name(b"a\xffb")), "no name"),
         (hello_with(server_name(b"a\nb")), "no name"),
@@ -105,6 +118,30 @@ def test_what_does_not_begin_as_tls_is_refused(data: bytes) -> None:
 )
 def test_a_hello_that_is_none_is_refused(data: bytes, why: str) -> None:
     assert why in refused(data)
+
+
+def server_hello(random: bytes) -> bytes:
+    body = b"\x03\x03" + random + b"\x00\x13\x01\x00" + b"\x00\x00"
+    return tls_records(b"\x02" + len(body).to_bytes(3, "big") + body)
+
+
+def test_a_server_that_wants_another_hello_is_recognised() -> None:
+    # The number of RFC 8446, 4.1.3.
+    retry = server_hello(
+        bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+    )
+    assert is_retry_request(retry) is True
+    assert is_retry_request(server_hello(bytes(32))) is False
+    assert is_retry_request(b"\x15\x03\x03\x00\x02\x02\x28") is False
+    assert [is_retry_request(retry[:end]) for end in range(43)] == [None] * 43
+
+
+def test_changes_of_ciphers_before_a_second_hello_are_skipped_in_bounds() -> None:
+    change = b"\x14\x03\x03\x00\x01\x01"
+    assert skip_cipher_changes(NAMED) == 0
+    assert skip_cipher_changes(change + NAMED) == len(change)
+    assert skip_cipher_changes(change * 99) == 4 * len(change)
+    assert skip_cipher_changes(change[:3]) == 0
 
 
 @given(st.binary(max_size=400), st.booleans())
