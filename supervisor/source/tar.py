@@ -195,6 +195,12 @@ class TarReader:
         link = said.link if said.link is not None else _text(header[157:257])
         parts = _check_path(path, "an entry")
         self._check_place(parts, path)
+        if kind in _REGULAR and path.endswith(b"/"):
+            kind = _DIRECTORY  # as archives from before POSIX have them, and tar(1) reads them
+            if size:
+                raise InvalidSource(f"the directory {_show(path)} has contents of its own")
+        if not parts and kind != _DIRECTORY:
+            raise InvalidSource("an entry for the source itself is no directory")
         if kind in _REGULAR or kind == _SPARSE:
             real_size = max(
                 size, said.real_size, _number(header[483:495]) if kind == _SPARSE else 0
@@ -270,6 +276,10 @@ class TarReader:
             )
         if self._tree.is_below_file(parts):
             raise InvalidSource(f"an entry lies below a regular file: {_show(path)}")
+        if self._tree.is_below_stray(parts):
+            raise InvalidSource(
+                f"an entry lies below a symbolic link that leads out of the source: {_show(path)}"
+            )
 
     def _skip_contents(self, size: int) -> None:
         self._skip = _padded(size)

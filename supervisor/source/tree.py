@@ -43,12 +43,18 @@ class Tree:
         self._ways = {path[:length] for path in self._wanted for length in range(1, len(path) + 1)}
         self._files: set[_Name] = set()
         self._symlinks: set[_Name] = set()
+        self._strays: set[_Name] = set()
+        """Symbolic links that name an absolute path or `..`: tar(1) makes them last of all."""
         self._last: Parts = ()
         self._last_names: list[_Name] = []
 
     def is_below_file(self, parts: Parts) -> bool:
         """Say whether a directory that `parts` needs is a regular file."""
         return not self._files.isdisjoint(self._names(parts)[:-1])
+
+    def is_below_stray(self, parts: Parts) -> bool:
+        """Say whether the way to `parts` leads through a symbolic link that may lead anywhere."""
+        return not self._strays.isdisjoint(self._names(parts)[:-1])
 
     def may_link(self, target: Parts) -> bool:
         """Say whether a hard link to `target` can be made: it is there, or behind a symbolic link.
@@ -73,6 +79,8 @@ class Tree:
         """Note a symbolic link."""
         self._replace(parts, Dockerfile.PRESENT)
         self._symlinks.add(self._name(parts))
+        if target.startswith(b"/") or b".." in target.split(b"/"):
+            self._strays.add(self._name(parts))
         if parts in self._ways:
             self._targets[parts] = target
 
@@ -106,6 +114,7 @@ class Tree:
         name = self._name(parts)
         self._files.discard(name)
         self._symlinks.discard(name)
+        self._strays.discard(name)
         if parts in self._ways:
             self._targets.pop(parts, None)
             self._found[parts] = now

@@ -170,6 +170,37 @@ def test_an_entry_below_what_was_a_regular_file_is_legal() -> None:
     assert read(archive(entry("ab"), entry("a"), entry("abc/a"))).entries == 3
 
 
+@pytest.mark.parametrize("target", ["/etc", "..", "a/../..", "../a"])
+def test_nothing_is_written_through_a_symbolic_link_that_leads_out(target: str) -> None:
+    with pytest.raises(InvalidSource, match="below a symbolic link"):
+        read(archive(link("s", target), entry("s/x")))
+    with pytest.raises(InvalidSource, match="below a symbolic link"):
+        read(archive(link("d/s", target), entry("d/s/e/x")))
+    directory = entry("s", type=tarfile.DIRTYPE)
+    assert read(archive(link("s", target), directory, entry("s/x"), entry("st/x"))).entries == 4
+
+
+def test_a_symbolic_link_to_a_directory_of_the_source_may_be_gone_through() -> None:
+    directory = entry("d", type=tarfile.DIRTYPE)
+    assert read(archive(directory, link("s", "./d"), entry("s/x"))).entries == 3
+    assert read(archive(directory, link("s", "d..d"), entry("s/x"))).entries == 3
+
+
+@pytest.mark.parametrize("kind", [b"0", b"\0", b"7"])
+def test_a_file_whose_name_ends_in_a_slash_is_a_directory(kind: bytes) -> None:
+    old = raw_header(b"d/", b"0", kind)
+    assert read(old + archive(entry("d/x"))).entries == 2
+    assert read(old + archive(entry("x")), dockerfile="d").dockerfile is Dockerfile.DIRECTORY
+    with pytest.raises(InvalidSource, match="contents of its own"):
+        read(raw_header(b"d/", b"1", kind) + bytes(512))
+
+
+@pytest.mark.parametrize("kind", [b"0", b"1", b"2"])
+def test_the_source_itself_is_a_directory(kind: bytes) -> None:
+    with pytest.raises(InvalidSource, match="no directory"):
+        read(archive(entry("a"))[:512] + raw_header(b".", b"0", kind, at_157=b"a"))
+
+
 @pytest.mark.parametrize("target", ["absent", "later", "d"])
 def test_a_hard_link_to_what_is_no_file_before_it_is_refused(target: str) -> None:
     directory = entry("d", type=tarfile.DIRTYPE)
