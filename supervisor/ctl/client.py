@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import string
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx2
@@ -41,6 +41,7 @@ from supervisor.model.ids import ID_LENGTH, parse_build_id
 
 PAGE_SIZE = 1000
 """The API's maximum."""
+_LIST_BUILDS = "hypeman-ctl list shows the builds"
 _MAX_NAMED = 10
 """So many builds are named when a beginning fits several."""
 _DIGITS = string.digits + string.ascii_lowercase
@@ -69,9 +70,7 @@ class Client:
         unless the daemon had the whole upload; an `idempotency_key` makes asking again safe.
         """
         body = MultipartBody(options.as_parts(), source)
-        headers = {"Content-Type": body.content_type}
-        if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
+        headers = {"Content-Type": body.content_type, **_key_headers(idempotency_key)}
         return parse_build(
             await self._connection.request_json(
                 "POST", "/builds", content=body, headers=headers, patience=_UPLOAD_TIMEOUT
@@ -109,7 +108,7 @@ class Client:
         if not name or len(name) >= ID_LENGTH or set(name) - set(_DIGITS):
             raise UsageError(
                 f"{name!r} is no build id: {ID_LENGTH} lower-case letters and digits, or fewer",
-                hint="hypeman-ctl list shows the builds",
+                hint=_LIST_BUILDS,
             )
         # Ids are ordered, and so are the lists: what fits comes right before what follows it.
         query = {"limit": str(_MAX_NAMED + 1)}
@@ -124,12 +123,12 @@ class Client:
                 hint="give more characters of the id",
             )
         if not found:
-            raise NotFound(404, "not_found", f"no build's id begins with {name}")
+            raise NotFound(404, "not_found", f"no build's id begins with {name}", hint=_LIST_BUILDS)
         return found[0]
 
     async def retry(self, build_id: str, *, idempotency_key: str | None = None) -> BuildInfo:
         """Build again what has ended, as a new build. Raises NotFound or ApiError 409."""
-        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        headers = _key_headers(idempotency_key)
         return parse_build(
             await self._connection.request_json(
                 "POST", f"/builds/{build_id}/retry", headers=headers
@@ -193,12 +192,14 @@ class Client:
 
     async def get_image(self, name: str) -> Json:
         """Return an image with its documents. Raises NotFound."""
-        answer = await self._connection.request_json("GET", f"/images/{_quote(name)}")
+        with _naming_image(name):
+            answer = await self._connection.request_json("GET", f"/images/{_quote(name)}")
         return parse_object(answer, "an image")
 
     async def remove_image(self, name: str) -> None:
         """Remove a tag, and the image with its last one. Raises NotFound or ApiError 409."""
-        await self._connection.request_json("DELETE", f"/images/{_quote(name)}")
+        with _naming_image(name):
+            await self._connection.request_json("DELETE", f"/images/{_quote(name)}")
 
     async def prune_images(self, **wish: Any) -> Json:
         """Remove images without a tag; return what went."""
@@ -276,6 +277,30 @@ async def open_client(endpoint: Endpoint, trace: Trace = lambda _: None) -> Asyn
     """Yield a client of the daemon at `endpoint`; nothing is sent before the first call."""
     async with open_connection(endpoint, trace) as connection:
         yield Client(connection)
+
+
+@contextmanager
+def _naming_image(name: str) -> Iterator[None]:
+    """Have what the daemon did not find named: it may have been one of many."""
+    try:
+        yield
+    except NotFound as exc:
+        raise NotFound(
+            exc.status,
+            exc.code,
+            f"there is no image {name}",
+            request_id=exc.request_id,
+            hint="hypeman-ctl images lists those that there are",
+        ) from exc
+
+
+def _key_headers(idempotency_key: str | None) -> dict[str, str]:
+    """Return the header for a key. Raises UsageError if no header can hold it."""
+    if idempotency_key is None:
+        return {}
+    if not idempotency_key or not idempotency_key.isascii() or not idempotency_key.isprintable():
+        raise UsageError("--idempotency-key must be printable ASCII characters, at least one")
+    return {"Idempotency-Key": idempotency_key}
 
 
 def _quote(name: str) -> str:

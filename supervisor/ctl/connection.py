@@ -34,6 +34,12 @@ _ANSWER_SECONDS = 60.0
 """How long one answer may take to begin or to go on. Streams have a rule of their own."""
 _CLOSE_SECONDS = 2.0
 _MAX_ERROR_BYTES = 64 << 10
+_HINTS = {
+    "unauthorized": "give one by --token or HYPEMAN_TOKEN;"
+    " on the daemon's host `hypeman-ctl token create` makes one",
+    "forbidden": "an administrator makes one that does: hypeman-ctl token create --permission …",
+}
+"""What to do about errors of the API, by their code; of others the message says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +70,19 @@ def find_endpoint(
     if sum(option is not None for option in (socket, host, context)) > 1:
         raise UsageError("--socket, --host and --context exclude each other; give one of them")
     if context is None and socket is None:
-        host = host or environ.get("HYPEMAN_HOST")
+        host = host if host is not None else environ.get("HYPEMAN_HOST") or None
         if host is None and (named := environ.get("HYPEMAN_SOCKET")):
             socket = Path(named)
     if socket is None and host is None:
         target = choose_context(context, environ)
         if target is not None:
             host, token = target.host, token or target.token
-    if socket is None and host:
+    if socket is None and host is not None:
         if host.startswith("unix://"):
-            return Endpoint(socket=Path(host.removeprefix("unix://")))
+            path = Path(host.removeprefix("unix://"))
+            if not path.is_absolute():
+                raise UsageError(f"--host {host}: a socket is named as unix:///path")
+            return Endpoint(socket=path)
         token = token or environ.get("HYPEMAN_TOKEN") or ""
         if not token.isascii() or any(char.isspace() for char in token):
             raise UsageError("the token holds characters that no token has")
@@ -89,8 +98,14 @@ def _parse_url(host: str) -> str:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as exc:
         raise UsageError(f"--host {host} is not a URL: {exc}") from exc
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"--host {host} is not a URL like https://builds.example.org:8083")
+    port = parsed.port if parsed.port is not None else 1
+    if parsed.scheme not in ("http", "https") or not parsed.host or not 0 < port < 1 << 16:
+        raise UsageError(f"--host {host!r} is not a URL like https://builds.example.org:8083")
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise UsageError(
+            "--host must be scheme, name and port alone: https://builds.example.org:8083",
+            hint="the token goes into --token or HYPEMAN_TOKEN",
+        )
     return url.rstrip("/")
 
 
@@ -233,13 +248,17 @@ class _Translate:
             raise _unreachable(self._endpoint, exc) from exc
         if isinstance(exc, httpx2.TransportError):
             raise DaemonUnreachable(
-                f"the connection to {self._endpoint} broke: {exc or type(exc).__name__}"
+                f"the connection to {self._endpoint} broke: {_describe(exc)}"
             ) from exc
 
 
 def _unreachable(endpoint: Endpoint, exc: Exception) -> CtlError:
+    why = _describe(exc)
     if endpoint.socket is None:
-        return DaemonUnreachable(f"no daemon answers at {endpoint}: {exc}")
+        return DaemonUnreachable(
+            f"no daemon answers at {endpoint}: {why}",
+            hint="check the URL, its scheme and port, and that the daemon listens there",
+        )
     if not endpoint.socket.exists():
         return DaemonUnreachable(
             f"there is no daemon: {endpoint} does not exist",
@@ -250,7 +269,20 @@ def _unreachable(endpoint: Endpoint, exc: Exception) -> CtlError:
             f"{endpoint} may not be opened by you",
             hint="whoever may open it is an administrator; use --host with --token instead",
         )
-    return DaemonUnreachable(f"no daemon listens at {endpoint}: {exc}")
+    return DaemonUnreachable(
+        f"no daemon listens at {endpoint}: {why}",
+        hint="start it with ./run up, or name another with --socket or --host",
+    )
+
+
+def _describe(exc: Exception) -> str:
+    """Return what the system said, the first reason of all that led to `exc`."""
+    reason: BaseException | None = exc
+    while reason is not None:
+        if isinstance(reason, OSError) and reason.strerror:
+            return reason.strerror
+        reason = reason.__cause__ or reason.__context__
+    return str(exc) or type(exc).__name__
 
 
 async def _parse_error(response: httpx2.Response) -> ApiError:
@@ -275,4 +307,5 @@ async def _parse_error(response: httpx2.Response) -> ApiError:
         details=details,
         retry_after_seconds=int(retry_after) if retry_after.isdecimal() else None,
         request_id=response.headers.get(REQUEST_ID, ""),
+        hint=_HINTS.get(code, ""),
     )

@@ -2,6 +2,7 @@
 
 CtlError
 ├── UsageError            2   the command line or the directory must change
+├── OutputFailed          2   what was asked for cannot be written: a full disk
 ├── DaemonUnreachable     3   nobody answers at the socket or URL
 ├── ApiError            2, 3  the daemon refused (4xx) or could not (5xx); carries its code
 │   └── NotFound              there is no such build, or it is another tenant's
@@ -35,6 +36,10 @@ class UsageError(CtlError):
     """What the user gave cannot be used; nothing has been sent."""
 
 
+class OutputFailed(CtlError):
+    """Standard output does not take what was asked for."""
+
+
 class DaemonUnreachable(CtlError):
     """No connection, or it broke and could not be made again."""
 
@@ -59,8 +64,9 @@ class ApiError(CtlError):
         details: Sequence[str] = (),
         retry_after_seconds: int | None = None,
         request_id: str = "",
+        hint: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, hint=hint)
         self.status = status
         self.exit_code = EXIT_UNREACHABLE if status >= 500 else EXIT_USAGE
         self.code = code

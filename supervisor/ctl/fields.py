@@ -8,7 +8,7 @@ BUILD: Fields = frozenset(
     {
         "id", "status", "tenant", "tags.*", "attempt", "created_at", "started_at", "completed_at",
         "queue_position", "duration_ms", "phases.*", "image_digest", "image_ref", "error",
-        "error_code", "policy.timeout_seconds", "policy.memory_mb", "policy.cpus",
+        "error_code", "error_reason", "policy.timeout_seconds", "policy.memory_mb", "policy.cpus",
         "policy.network_mode", "policy.allowed_domains", "provenance.source_hash",
         "provenance.builder_image_digest", "provenance.timestamp", "provenance.base_image_digest",
         "provenance.lockfile_hashes.*", "provenance.buildkit_version",
@@ -20,7 +20,9 @@ IMAGE: Fields = frozenset(
     {"repository", "digest", "tags", "media_type", "size_bytes", "pushed_at", "image_ref"}
 )
 IMAGE_DETAIL: Fields = IMAGE | {"manifest.*", "config.*"}
-MACHINE: Fields = frozenset({"id", "state", "cpus", "memory_mb", "since", "build", "tenant"})
+MACHINE: Fields = frozenset(
+    {"id", "state", "cpus", "memory_mb", "since", "build", "tenant", "pid", "rss_bytes"}
+)
 USAGE: Fields = frozenset({"kind", "count", "size_bytes", "reclaimable_bytes"})
 PRUNED: Fields = frozenset(
     {"repositories", "manifests", "blobs", "sources", "freed_bytes", "dry_run"}
@@ -36,7 +38,23 @@ SYSTEM: Fields = frozenset(
     }
 )  # fmt: skip
 
+TOKEN: Fields = frozenset({"token"})
+CLAIMS: Fields = frozenset(
+    {
+        "sub", "tenant", "permissions", "iat", "nbf", "exp", "aud", "iss", "build_id",
+        "repo_access", "repos", "scope",
+    }
+)  # fmt: skip
+"""Of tokens of the API and of the registry."""
+EVENT: Fields = frozenset(
+    {
+        "type", "timestamp", "content", "partial", "status", "error_code", "error_reason",
+        "step.*", "egress.*",
+    }
+)  # fmt: skip
+
 # What this program itself makes:
+READINESS: Fields = frozenset({"ready", "why_not"})
 VERSIONS: Fields = frozenset({"client", "api"})
 CONTEXT: Fields = frozenset({"name", "host", "current"})
 CHECK: Fields = frozenset({"name", "state", "found", "what_to_do"})

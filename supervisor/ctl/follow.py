@@ -107,7 +107,7 @@ class EventStream:
         if trio.current_time() >= self._give_up_at:
             raise DaemonUnreachable(
                 f"{cause.message}; it did not come back within {PATIENCE_SECONDS:g} s",
-                hint="the build goes on without you; follow it again with: hypeman-ctl logs -f ID",
+                hint="the build goes on without you; once the daemon is back, attach to it again",
             ) from cause
         await trio.sleep(self._pause)
         self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rich.cells import cell_len
 
-from supervisor.ctl.errors import ApiError, CtlError
+from supervisor.ctl.errors import ApiError, CtlError, OutputFailed
 from supervisor.ctl.template import Template
 from supervisor.ctl.terminal import clean_line
 
+_DEFAULT_COLUMNS = 80
 _STYLES = {
     "ready": "32",
     "failed": "31",
@@ -42,14 +44,28 @@ class Output:
         """Say whether data goes to a person rather than to a program."""
         return self.data.isatty()
 
+    @property
+    def columns(self) -> int:
+        """How wide the terminal is that messages go to."""
+        try:
+            return os.get_terminal_size(self.messages.fileno()).columns
+        except OSError:
+            return _DEFAULT_COLUMNS
+
     def write(self, text: str) -> None:
-        """Write data as it is."""
-        self.data.write(text)
+        """Write data as it is; it may wait for `flush`. Raises OutputFailed."""
+        with _writing():
+            self.data.write(text)
+
+    def flush(self) -> None:
+        """Have what was written arrive. Raises OutputFailed."""
+        with _writing():
+            self.data.flush()
 
     def line(self, text: str) -> None:
-        """Write a line of data."""
-        self.data.write(f"{text}\n")
-        self.data.flush()
+        """Write a line of data. Raises OutputFailed."""
+        self.write(f"{text}\n")
+        self.flush()
 
     def json(self, value: Any) -> None:
         """Write a value as JSON: indented for people, on one line for programs."""
@@ -64,8 +80,8 @@ class Output:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write aligned columns, never cut short."""
         for line in align(columns, rows, self.styled):
-            self.data.write(f"{line}\n")
-        self.data.flush()
+            self.write(f"{line}\n")
+        self.flush()
 
     def styled(self, text: str, style: str | None = None) -> str:
         """Return text as data in the colour of what it says, if somebody is there to see it."""
@@ -96,6 +112,16 @@ class Output:
                 self.note(f"  code {error.code}, HTTP {error.status}, request {name}")
         if error.hint:
             self.note(f"  {error.hint}")
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough, which is no failure
+    except OSError as exc:
+        raise OutputFailed(f"standard output cannot be written: {exc.strerror}") from exc
 
 
 def align(

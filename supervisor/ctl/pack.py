@@ -66,6 +66,9 @@ class Archive:
     async def run(self) -> None:
         """Pack until the end, or until the reader is gone. What fails is told to the reader."""
         write_fd, self._write_fd = self._write_fd, -1
+        if write_fd < 0:  # the upload was refused before this has begun
+            await trio.lowlevel.checkpoint()
+            return
         has_begun = False
 
         def work() -> None:

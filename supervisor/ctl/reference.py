@@ -11,8 +11,8 @@ from typing import Any
 
 import typer
 
-from supervisor.ctl.cli import app
 from supervisor.ctl.commands.system import PROGRAM
+from supervisor.ctl.program import app
 
 _WIDTH = 88
 _HEAD = f"""\
@@ -37,7 +37,7 @@ there is no build.
 |---|---|
 | 0 | done; of a build: its image is there |
 | 1 | the build failed |
-| 2 | the command line, the directory or the request must change |
+| 2 | the command line, the directory or the request must change; or the output cannot be written |
 | 3 | the daemon cannot be reached, or builds cannot start |
 | 70 | a mistake of this program; `--debug` shows where |
 | 130 | interrupted, or the build was cancelled |

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ import typer
 
 from supervisor.ctl.client import Client, open_client
 from supervisor.ctl.connection import find_endpoint
-from supervisor.ctl.errors import EXIT_INTERRUPTED, EXIT_OK, CtlError
+from supervisor.ctl.errors import EXIT_INTERRUPTED, EXIT_OK, CtlError, OutputFailed
 from supervisor.ctl.output import Output
+from supervisor.ctl.streams import silence_stdout
 from supervisor.ctl.terminal import clean_line
 
 EXIT_BUG = 70
@@ -73,7 +73,7 @@ class Session:
         """End the program with the exit code of `work`; errors are told in a sentence."""
         try:
             code = work()
-            self.out.data.flush()
+            self.out.flush()
         except* CtlError as group:
             if self.debug:
                 traceback.print_exception(group)
@@ -81,11 +81,12 @@ class Session:
             for error in errors:
                 self.out.error(error, debug=self.debug)
             code = errors[0].exit_code
+            if any(isinstance(error, OutputFailed) for error in errors):
+                silence_stdout()
         except* KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         except* BrokenPipeError:
-            # Whoever read the output has seen enough. Python would complain once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence_stdout()  # whoever read the output has seen enough
             code = _EXIT_BROKEN_PIPE
         except* Exception as group:
             if self.debug:

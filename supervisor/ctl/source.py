@@ -72,7 +72,7 @@ def plan_source_sync(where: str, dockerfile: str | None) -> DirectorySource | St
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
         raise UsageError(f"cannot read {path}: {exc.strerror}") from exc
-    return _plan_stream(fd, os.read(fd, _PEEK_BYTES), dockerfile, str(path))
+    return _plan_stream(fd, _peek(fd, str(path)), dockerfile, str(path))
 
 
 class OpenSource(Source, Protocol):
@@ -136,6 +136,8 @@ def _plan_directory(path: Path, dockerfile: str | None) -> DirectorySource:
     text = inside = None
     if dockerfile == STDIN:
         text = _decode(sys.stdin.buffer.read(_MAX_DOCKERFILE_BYTES + 1), "standard input")
+        if not text.strip():
+            raise UsageError("standard input is empty; send a Dockerfile through it")
     elif dockerfile is not None and path.is_dir():
         inside, text = _locate(path, dockerfile)
     context = open_context(
@@ -175,9 +177,7 @@ def _plan_stdin(dockerfile: str | None) -> StreamSource:
     fd = sys.stdin.fileno()
     if os.isatty(fd):
         raise UsageError("standard input is a terminal; send an archive or a Dockerfile through it")
-    first = b""
-    while len(first) < _PEEK_BYTES and (data := os.read(fd, _PEEK_BYTES - len(first))):
-        first += data
+    first = _peek(fd, "standard input")
     if _is_gzip(first) or _is_tar(first):
         return _plan_stream(fd, first, dockerfile, "standard input")
     if dockerfile is not None:
@@ -187,6 +187,17 @@ def _plan_stdin(dockerfile: str | None) -> StreamSource:
     if not text.strip():
         raise UsageError("standard input is empty; send an archive or a Dockerfile through it")
     return StreamSource(-1, _EMPTY_TAR, False, dockerfile=_decode(text, "standard input"))
+
+
+def _peek(fd: int, name: str) -> bytes:
+    """Return the beginning, as much as tells what it is: a pipe may hand it out in pieces."""
+    first = b""
+    try:
+        while len(first) < _PEEK_BYTES and (data := os.read(fd, _PEEK_BYTES - len(first))):
+            first += data
+    except OSError as exc:
+        raise UsageError(f"cannot read {name}: {exc.strerror}") from exc
+    return first
 
 
 def _plan_stream(fd: int, first: bytes, dockerfile: str | None, name: str) -> StreamSource:

@@ -11,8 +11,10 @@ import tarfile
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
+from supervisor.ctl.source import StreamSource, plan_source_sync
 from supervisor.model.build import Status
 from tests.ctl.conftest import DIGEST, Daemon, Result, ctl_argv, ctl_env
 
@@ -166,7 +168,7 @@ async def test_what_the_daemon_refuses_exits_2_with_its_reason(
     result = await daemon.run_ctl("build", "--memory", "64g", str(context_dir))
     assert result.code == 2
     assert result.out == ""
-    assert "hypeman-ctl: the part `memory_mb` is 65536; at most 16384 is allowed\n" in result.err
+    assert "hypeman-ctl: --memory is 65536; at most 16384 is allowed\n" in result.err
     assert not daemon.fake.builds
 
 
@@ -222,3 +224,49 @@ async def test_an_interrupt_without_a_terminal_cancels_the_build_and_exits_130(
             with trio.fail_after(30):
                 assert await process.wait() == 130
         assert daemon.fake.builds[build_id].status is Status.CANCELLED
+
+
+@pytest.mark.parametrize("option", ["--tag", "--target", "--file", "--cache-scope"])
+async def test_an_empty_option_is_a_mistake(daemon: Daemon, context_dir: Path, option: str) -> None:
+    result = await daemon.run_ctl("build", option, "", str(context_dir))
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"hypeman-ctl: {option} is empty; name something, or leave it out\n"
+    assert not daemon.fake.builds
+
+
+async def test_a_key_that_no_header_can_hold_is_refused(daemon: Daemon, context_dir: Path) -> None:
+    for key in ("", "a\nb", "ü"):
+        result = await daemon.run_ctl("build", "--idempotency-key", key, str(context_dir))
+        assert result.code == 2
+        assert result.err.startswith("hypeman-ctl: --idempotency-key must be printable")
+
+
+def test_what_an_archive_is_shows_also_if_it_comes_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "a.tar", mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("Dockerfile"))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, most: read(fd, min(most, 100)))
+    planned = plan_source_sync(str(tmp_path / "a.tar"), None)
+    assert isinstance(planned, StreamSource)
+    os.close(planned.fd)
+    assert len(planned.first) == 512
+
+
+async def test_without_a_dockerfile_the_option_for_it_is_named(
+    daemon: Daemon, context_dir: Path
+) -> None:
+    (context_dir / "Dockerfile").unlink()
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(context_dir, ".")
+    result = await daemon.run_ctl("build", "-", stdin=archive.getvalue())
+    assert (result.code, result.err) == (
+        2,
+        "hypeman-ctl: the source has no Dockerfile\n  name another file with --file\n",
+    )
+    empty = await daemon.run_ctl("build", "--file", "-", str(context_dir))
+    assert (empty.code, empty.err) == (
+        2, "hypeman-ctl: standard input is empty; send a Dockerfile through it\n",
+    )  # fmt: skip

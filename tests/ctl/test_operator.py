@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from supervisor.ctl.cli import app
 from supervisor.ctl.client import Client
+from supervisor.ctl.program import app
 from supervisor.model.build import Status
 from supervisor.model.ids import BuildId
 from tests.ctl.conftest import API_KEY, DIGEST, Daemon, run_ctl
@@ -81,9 +81,23 @@ async def test_machines_are_listed(daemon: Daemon, client: Client) -> None:
     daemon.fake.start(build_id)
     result = await daemon.run_ctl("machines")
     head, row, idle = result.out.splitlines()
-    assert head.split() == ["MACHINE", "STATE", "BUILD", "TENANT", "CPUS", "MEMORY", "SINCE"]
+    assert head.split() == [
+        "MACHINE",
+        "STATE",
+        "BUILD",
+        "TENANT",
+        "CPUS",
+        "MEMORY",
+        "RSS",
+        "PID",
+        "SINCE",
+    ]
     assert row.split()[:5] == [f"{build_id}-1", "building", build_id, "local", "2"]
+    assert row.split()[5:10] == ["2048", "MiB", "512.0", "MiB", "4711"]
     assert idle.split()[:4] == ["warm-1", "idle", "-", "-"]
+    assert idle.split()[7:9] == ["-", "-"]
+    found = await daemon.run_ctl("machines", "--format", "{pid} {rss_bytes}")
+    assert found.out == f"4711 {1 << 29}\n \n"
     assert (await daemon.run_ctl("machines", "-q")).out == f"{build_id}-1\nwarm-1\n"
 
 
@@ -142,12 +156,18 @@ class TestImages:
         )
         assert architecture.out == "amd64\n"
         missing = await daemon.run_ctl("image", "inspect", "local/app:9")
-        assert (missing.code, missing.err) == (2, "hypeman-ctl: there is no such image\n")
+        assert (missing.code, missing.err) == (
+            2,
+            (
+                "hypeman-ctl: there is no image local/app:9\n"
+                "  hypeman-ctl images lists those that there are\n"
+            ),
+        )
 
     async def test_they_are_removed(self, daemon: Daemon, stored: FakeImages) -> None:
         result = await daemon.run_ctl("image", "rm", "app:1", "app:nope", "team-a/tool:2")
         assert (result.code, result.out) == (2, "app:1\nteam-a/tool:2\n")
-        assert "there is no such image" in result.err
+        assert "there is no image app:nope\n" in result.err
         assert [(image.repository, image.tags) for image in stored.images] == [
             ("local/app", ()), ("local/app", ("latest",)),
         ]  # fmt: skip
@@ -171,9 +191,20 @@ class TestImages:
                 await terminal.type(answer)
                 assert await terminal.wait_end() == code
             assert len(stored.images) == left
+            assert "1 untagged manifest, 3 blobs would go, 1.2 MiB. Remove" in terminal.text
         async with open_terminal(daemon, "image", "prune") as terminal:
             assert await terminal.wait_end() == 0
         assert terminal.text == "there is nothing to remove\n"
+
+    async def test_ctrl_c_at_the_question_removes_nothing(
+        self, daemon: Daemon, stored: FakeImages
+    ) -> None:
+        for keys in (CTRL_C, b"\x04"):  # and the end of input
+            async with open_terminal(daemon, "system", "prune") as terminal:
+                await terminal.wait_for("Remove them for good? [y/N]")
+                await terminal.type(keys)
+                assert await terminal.wait_end() == 130
+            assert len(stored.images) == 3
 
 
 class TestSystem:
@@ -223,17 +254,17 @@ class TestSystem:
 
 
 async def test_doctor_asks_the_daemon(daemon: Daemon, tmp_path: Path) -> None:
-    result = await daemon.run_ctl("doctor", "--no-host")
+    result = await daemon.run_ctl("doctor", "--no-here")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[:2] for line in result.out.splitlines()[1:]] == [
         ["ok", "daemon"], ["ok", "version"], ["ok", "machines"],
     ]  # fmt: skip
     daemon.fake.why_not_ready = "the disk is full"
-    result = await daemon.run_ctl("doctor", "--no-host", "--format", "{state}: {found}")
+    result = await daemon.run_ctl("doctor", "--no-here", "--format", "{state}: {found}")
     assert (result.code, result.out) == (
         3, f"failed: {daemon.socket} is not ready: the disk is full\n",
     )  # fmt: skip
-    absent = await run_ctl("--socket", str(tmp_path / "absent"), "doctor", "--no-host")
+    absent = await run_ctl("--socket", str(tmp_path / "absent"), "doctor", "--no-here")
     assert absent.code == 3
     assert "start it with ./run up" in absent.err
 
@@ -353,3 +384,78 @@ async def test_shapes_exclude_each_other(daemon: Daemon) -> None:
     result = await daemon.run_ctl("list", "--json", "-q")
     assert (result.code, result.out) == (2, "")
     assert "exclude each other" in result.err
+
+
+async def test_every_command_that_shows_something_knows_json_and_templates(
+    daemon: Daemon, client: Client
+) -> None:
+    assert (await daemon.run_ctl("ready", "--json")).out == '{"ready": true}\n'
+    assert (await daemon.run_ctl("ready", "--format", "{ready}")).out == "true\n"
+    made = await daemon.run_ctl("token", "create", "--subject", "ci", "--format", "{token}")
+    said = await daemon.run_ctl("token", "inspect", "--format", "{sub} {tenant}", made.out.strip())
+    assert said.out == "ci ci\n"
+    build_id = await submit(client)
+    daemon.play(build_id, Status.READY, "a line")
+    lines = await daemon.run_ctl("logs", "--format", "{type}:{content}{status}", build_id)
+    assert "log:a line\n" in lines.out
+    assert lines.out.endswith("status:ready\n")
+
+
+async def test_attach_ends_with_what_build_ends_with(daemon: Daemon, client: Client) -> None:
+    build_id = await submit(client)
+    daemon.play(build_id, Status.READY, "a line")
+    result = await daemon.run_ctl("attach", build_id)
+    assert (result.code, result.out) == (
+        0, f"registry.example:5000/builds/{build_id}@{DIGEST}\n",
+    )  # fmt: skip
+    assert "a line" in result.err
+    assert (await daemon.run_ctl("attach", "-q", build_id)).out == f"{build_id}\n"
+
+
+async def test_lists_also_have_the_names_that_other_programs_give_them(
+    daemon: Daemon, client: Client, stored: FakeImages
+) -> None:
+    build_id = await submit(client)
+    for command in (("list",), ("ps",), ("ls",)):
+        assert (await daemon.run_ctl(*command, "-q")).out == f"{build_id}\n"
+    everything = (await daemon.run_ctl("images", "-q")).out
+    for alias in ("list", "ls"):
+        assert (await daemon.run_ctl("image", alias, "-q")).out == everything
+
+
+async def test_a_permission_that_there_is_not_is_answered_with_those_that_there_are(
+    daemon: Daemon,
+) -> None:
+    result = await daemon.run_ctl("token", "create", "--permission", "build:all")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("hypeman-ctl: --permission build:all: expected one of build:read,")
+    every = await daemon.run_ctl("token", "create", "--permission", "image:*")
+    assert every.code == 0
+
+
+async def test_images_of_a_repository_are_found_under_every_name_that_it_has(
+    daemon: Daemon, stored: FakeImages
+) -> None:
+    names = ("app", "local/app", "registry.example:5000/local/app")
+    found = [(await daemon.run_ctl("images", "-q", name)).out for name in names]
+    assert found[0].count("local/app@") == 2
+    assert found == [found[0]] * 3
+
+
+async def test_whoever_has_no_token_is_told_where_they_are_made(daemon: Daemon) -> None:
+    result = await run_ctl("--host", daemon.url, "list")
+    assert result.code == 2
+    assert "hypeman-ctl token create" in result.err.splitlines()[1]
+
+
+async def test_doctor_asks_a_daemon_elsewhere_alone(daemon: Daemon) -> None:
+    made = await daemon.run_ctl("token", "create")
+    remote = ("--host", daemon.url, "--token", made.out.strip())
+    result = await run_ctl(*remote, "doctor", "--format", "{name}")
+    assert (result.code, result.out) == (0, "daemon\n")
+
+
+async def test_a_wrong_choice_is_answered_with_the_right_ones(daemon: Daemon) -> None:
+    result = await daemon.run_ctl("list", "--status", "done")
+    assert result.code == 2
+    assert "'--status' / '-s': 'done' is not one of 'queued', 'building'" in result.err

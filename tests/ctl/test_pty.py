@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from supervisor.ctl.client import Client
 from supervisor.model.build import Status
 from tests.ctl.conftest import DIGEST, Daemon, ctl_argv, ctl_env
 from tests.ctl.test_commands import submit
+from tests.ctl.test_upload import listening
 
 CTRL_C = b"\x03"
 _SEQUENCE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
@@ -62,12 +64,13 @@ class Terminal:
 
 @asynccontextmanager
 async def open_terminal(
-    daemon: Daemon, *args: str, env: dict[str, str] | None = None
+    daemon: Daemon | Path, *args: str, env: dict[str, str] | None = None, columns: int = 80
 ) -> AsyncIterator[Terminal]:
-    """Run `hypeman-ctl` in a terminal of 24 lines of 80 characters; the block has 60 seconds."""
+    """Run `hypeman-ctl` in a terminal of 24 lines; the block has 60 seconds."""
     controller, own = pty.openpty()
-    fcntl.ioctl(own, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    argv: Sequence[str] = ctl_argv("--socket", str(daemon.socket), *args)
+    fcntl.ioctl(own, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    path = daemon if isinstance(daemon, Path) else daemon.socket
+    argv: Sequence[str] = ctl_argv("--socket", str(path), *args)
     environ = {**ctl_env({"TERM": "xterm-256color"}), **(env or {})}
     environ.pop("COLUMNS")
     with trio.fail_after(60):
@@ -196,3 +199,45 @@ async def test_a_log_cannot_control_the_terminal(daemon: Daemon, client: Client)
         assert await terminal.wait_end() == 0
     assert b"\x1b[31mred\x1b[0m end" in terminal.raw
     assert b"title" not in terminal.raw
+
+
+@pytest.mark.parametrize("columns", [80, 20])
+async def test_ctrl_c_during_the_upload_leaves_a_clean_line(
+    tmp_path: Path, context_dir: Path, columns: int
+) -> None:
+    (context_dir / "large").write_bytes(os.urandom(16 << 20))
+    received = trio.Event()
+    async with listening(tmp_path / "s", received, hang_up=False):
+        args = ("build", str(context_dir))
+        async with open_terminal(tmp_path / "s", *args, columns=columns) as terminal:
+            await received.wait()
+            await terminal.wait_for("[+] sending ")
+            await terminal.type(CTRL_C)
+            assert await terminal.wait_end() == 130
+    drawn = terminal.raw.split(b"\r\x1b[K")
+    assert drawn[-1] == b"the upload was interrupted\r\n"
+    lines = [_SEQUENCE.sub(b"", line) for line in drawn[0].split(b"\r")]
+    assert max(map(len, lines)) < columns + len("^C")
+
+
+async def test_a_narrow_terminal_gets_all_of_a_table_and_a_picture_that_fits(
+    daemon: Daemon, client: Client
+) -> None:
+    build_id = await submit(client)
+    async with open_terminal(daemon, "list", columns=20) as terminal:
+        assert await terminal.wait_end() == 0
+    assert f"{build_id}  queued" in terminal.text
+    async with open_terminal(daemon, "top", "-i", "0.1", columns=20) as terminal:
+        await terminal.wait_for("builds: 0 of 2 runni")
+        await terminal.type(CTRL_C)
+        assert await terminal.wait_end() == 0
+    assert build_id not in terminal.text
+
+
+async def test_a_build_is_drawn_on_a_narrow_terminal(daemon: Daemon, context_dir: Path) -> None:
+    async with open_terminal(daemon, "build", str(context_dir), columns=20) as terminal:
+        build_id = await daemon.wait_submitted()
+        await terminal.wait_for("[+] queued")
+        daemon.play(build_id, Status.READY, "a line that is longer than the terminal is wide")
+        assert await terminal.wait_end() == 0
+    assert f"{build_id}@{DIGEST}\n" in terminal.text

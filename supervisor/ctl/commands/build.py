@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
@@ -25,7 +26,7 @@ from supervisor.ctl.commands.options import (
 )
 from supervisor.ctl.commands.outcome import finish
 from supervisor.ctl.context import Survey, printable
-from supervisor.ctl.errors import CtlError, UsageError
+from supervisor.ctl.errors import ApiError, CtlError, UsageError
 from supervisor.ctl.model import BuildInfo
 from supervisor.ctl.output import Output
 from supervisor.ctl.pack import Packed
@@ -38,6 +39,15 @@ from supervisor.model.build import NetworkMode
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _MEBIBYTES = {"": 1, "m": 1, "mb": 1, "g": 1024, "gb": 1024}
+_PART = re.compile(r"the part `(\w+)`")
+_OPTIONS = {
+    "allowed_domains": "--allow-domain", "build_args": "--build-arg",
+    "cache_scope": "--cache-scope", "cpus": "--cpus", "dockerfile": "--file",
+    "dockerfile_path": "--file", "image_name": "--tag",
+    "memory_mb": "--memory", "network_mode": "--network", "secrets": "--secret", "tags": "--label",
+    "target": "--target", "timeout_seconds": "--timeout",
+}  # fmt: skip
+"""What the parts of the form are called here."""
 _REDRAW_SECONDS = 0.1
 _MAX_NAMED = 5
 
@@ -84,7 +94,9 @@ def build(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of its machine: 2048, 512m, 4g.")
     ] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Processors of its machine.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processors of its machine.")
+    ] = None,
     network: Annotated[NetworkMode | None, typer.Option(help="What it may reach.")] = None,
     allow_domain: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="With egress: only these, *.NAME too.")
@@ -108,6 +120,11 @@ def build(
 
     async def command(session: Session, client: Client) -> int | None:
         how = parse_how(fields.BUILD, as_json=as_json, template=template, quiet=quiet)
+        for option, text in (
+            ("--file", file), ("--target", target), ("--tag", tag), ("--cache-scope", cache_scope),
+        ):  # fmt: skip
+            if text == "":  # an unset variable, most likely: not the same as without the option
+                raise UsageError(f"{option} is empty; name something, or leave it out")
         options = BuildOptions(
             target=target,
             build_args=_parse_build_args(build_arg or []),
@@ -160,7 +177,12 @@ async def _upload(
         try:
             info = await client.submit(options, source, idempotency_key=idempotency_key)
         except CtlError as exc:
+            if isinstance(exc, ApiError):
+                _speak_of_options(exc)
             failure = exc
+        except trio.Cancelled:
+            out.note("the upload was interrupted")
+            raise
         finally:
             source.close()
         nursery.cancel_scope.cancel(reason="the source is sent")
@@ -187,23 +209,41 @@ class UploadMeter:
             )
 
     async def run(self, packed: Packed) -> None:
-        """Redraw one line until cancelled."""
-        while self._out.has_terminal:
-            total = ""
-            if self._survey is not None:
-                total = f" of {format_bytes(self._survey.total_bytes)}"
-            text = f"[+] sending the source: {format_bytes(packed.read_bytes)}{total}"
-            self._out.messages.write(f"\r{text}\x1b[K")
-            self._out.messages.flush()
-            await trio.sleep(_REDRAW_SECONDS)
+        """Redraw one line until cancelled, and take it away then."""
+        if not self._out.has_terminal:
+            return
+        total = "" if self._survey is None else f" of {format_bytes(self._survey.total_bytes)}"
+        try:
+            while True:
+                text = f"[+] sending {format_bytes(packed.read_bytes)}{total}"
+                # A line that the terminal had to break could not be drawn over.
+                self._draw(text[: self._out.columns - 1])
+                await trio.sleep(_REDRAW_SECONDS)
+        finally:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        self._out.messages.write(f"\r{text}\x1b[K")
+        self._out.messages.flush()
 
     def finish(self, packed: Packed, info: BuildInfo) -> None:
         """Tell what was sent and what it has become."""
         count = self._survey.files if self._survey is not None else None
         files = "" if count is None else "1 file, " if count == 1 else f"{count} files, "
         size = f"{format_bytes(packed.read_bytes)}, {format_bytes(packed.sent_bytes)} compressed"
-        clear = "\r\x1b[K" if self._out.has_terminal else ""
-        self._out.note(f"{clear}sent {files}{size}; build {info.id} is {info.status}")
+        self._out.note(f"sent {files}{size}; build {info.id} is {info.status}")
+
+
+def _speak_of_options(error: ApiError) -> None:
+    """Have an error of the API name what was typed instead of the form's parts."""
+
+    def rename(match: re.Match[str]) -> str:
+        return _OPTIONS.get(match[1], match[0])
+
+    error.message = _PART.sub(rename, error.message)
+    error.details = tuple(_PART.sub(rename, detail) for detail in error.details)
+    if error.code == "dockerfile_required":
+        error.message, error.hint = "the source has no Dockerfile", "name another file with --file"
 
 
 def _parse_build_args(texts: Sequence[str]) -> dict[str, str]:

@@ -16,7 +16,6 @@ from supervisor.ctl.commands.options import (
     AsJson,
     BuildName,
     BuildNames,
-    ProgressKind,
     Quiet,
     Template,
 )
@@ -25,7 +24,6 @@ from supervisor.ctl.model import BuildInfo, StepInfo
 from supervisor.ctl.output import Output
 from supervisor.ctl.session import Session, session_of
 from supervisor.ctl.terminal import clean_line, format_age, format_seconds, parse_time
-from supervisor.ctl.watch import Progress, open_view, watch
 from supervisor.model.build import Phase, Status
 from supervisor.runtime.clock import wall_clock
 
@@ -41,12 +39,14 @@ def list_builds(
         list[str] | None,
         typer.Option("--label", "-l", metavar="KEY=VALUE", help="Only builds with this label."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, metavar="N", help="At most so many.")
+    ] = 50,
     as_json: AsJson = False,
     template: Template = None,
     quiet: Quiet = False,
 ) -> None:
-    """List builds, newest first."""
+    """List builds, newest first. Also called ps and ls."""
 
     async def command(session: Session, client: Client) -> None:
         how = parse_how(fields.BUILD, as_json=as_json, template=template, quiet=quiet)
@@ -137,22 +137,6 @@ def wait(
             text = f"{info.id} {session.out.styled(info.status)}"
             write_record(session.out, how, info.raw, partial(session.out.line, text), info.id)
         return code
-
-    session_of(context).run(command)
-
-
-def attach(
-    context: typer.Context,
-    build: BuildName,
-    progress: ProgressKind = Progress.AUTO,
-) -> None:
-    """Follow a build that is running, with the same progress and exit code as `build`."""
-
-    async def command(session: Session, client: Client) -> int:
-        build_id = await client.resolve(build)
-        watched = await watch(session, client, build_id, open_view(session, progress))
-        write_ending(session.out, await client.get_build(build_id))
-        return watched.exit_code
 
     session_of(context).run(command)
 

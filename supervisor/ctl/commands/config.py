@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from supervisor.config import effective_values, load_keys, load_settings
 from supervisor.ctl import fields
 from supervisor.ctl.client import Client
 from supervisor.ctl.commands.listing import How, parse_how, write_records
@@ -29,7 +28,9 @@ def check(
     ] = False,
     config: Annotated[
         Path | None,
-        typer.Option("--config", envvar="HYPEMAN_CONFIG", help="With --local: its TOML file."),
+        typer.Option(
+            "--config", envvar="HYPEMAN_CONFIG", metavar="FILE", help="With --local: its TOML file."
+        ),
     ] = None,
     as_json: AsJson = False,
     template: Template = None,
@@ -45,6 +46,9 @@ def check(
         write_records(session.out, how, settings, ["SETTING", "VALUE", ""], _row)
 
     def work() -> int:
+        # Takes as long to import as all the rest, and nothing else needs it.
+        from supervisor.config import effective_values, load_keys, load_settings
+
         how = parse_how(fields.SETTING, as_json=as_json, template=template)
         try:
             settings = load_settings(config)

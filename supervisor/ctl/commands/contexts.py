@@ -88,7 +88,10 @@ def add(
         str, typer.Option("--host", metavar="URL", help="Where it is; unix:///path is a socket.")
     ],
     token: Annotated[
-        str, typer.Option("--token", help="The API token; - reads it from standard input.")
+        str,
+        typer.Option(
+            "--token", metavar="TOKEN", help="The API token; - reads it from standard input."
+        ),
     ] = "",
 ) -> None:
     """Add a context, or replace one. The file is readable by you only."""

@@ -48,9 +48,14 @@ class Check:
 def doctor(
     context: typer.Context,
     boot: Annotated[bool, typer.Option(help="Boot a machine, to see whether it comes up.")] = True,
-    host: Annotated[
-        bool, typer.Option(help="Look at this host; not needed for a daemon elsewhere.")
-    ] = True,
+    here: Annotated[
+        bool | None,
+        typer.Option(
+            "--here/--no-here",
+            help="Look at this host, too; if not said, where the daemon is asked by its socket.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     template: Template = None,
 ) -> None:
@@ -62,7 +67,8 @@ def doctor(
 
     async def command(session: Session, client: Client) -> int:
         how = parse_how(fields.CHECK, as_json=as_json, template=template)
-        checks = await check_host(boot=boot) if host else []
+        is_wanted = here if here is not None else client.endpoint.socket is not None
+        checks = await check_host(boot=boot) if is_wanted else []
         checks += await check_daemon(client)
         records = [asdict(check) for check in checks]
         write_records(session.out, how, records, ["STATE", "WHAT", "FOUND"], _row)

@@ -42,7 +42,7 @@ ImageName = Annotated[
 def images(
     context: typer.Context,
     repository: Annotated[
-        str | None, typer.Argument(help="Only images of this repository.")
+        str | None, typer.Argument(metavar="REPOSITORY", help="Only images of this repository.")
     ] = None,
     as_json: AsJson = False,
     template: Template = None,
@@ -59,6 +59,10 @@ def images(
         write_records(session.out, how, found, columns, _row, _name)
 
     session_of(context).run(command)
+
+
+for _alias in ("list", "ls"):
+    app.command(_alias, hidden=True, help="The same as images.")(images)
 
 
 @app.command(epilog="Example: hypeman-ctl image inspect --format '{config.architecture}' hello:1")

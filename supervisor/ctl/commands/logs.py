@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.options import AsJson, BuildName
+from supervisor.ctl.commands.listing import How, parse_how
+from supervisor.ctl.commands.options import AsJson, BuildName, Template
 from supervisor.ctl.errors import UsageError
 from supervisor.ctl.model import LogLine
 from supervisor.ctl.session import Session, session_of
@@ -34,14 +36,16 @@ def logs(
         ),
     ] = None,
     as_json: AsJson = False,
+    template: Template = None,
 ) -> None:
     """Write the log of a build.
 
     Lines go to standard output as the build printed them; on a terminal, without what would control
-    it. With --json, each event of the build on a line of its own.
+    it. With --json or --format, each event of the build on a line of its own.
     """
 
     async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.EVENT, as_json=as_json, template=template)
         build_id = await client.resolve(build)
         earliest = _parse_since(since) if since is not None else None
         await _write_events(
@@ -51,7 +55,7 @@ def logs(
             follow=follow,
             timestamps=timestamps,
             earliest=earliest,
-            as_json=as_json,
+            how=how,
         )
 
     session_of(context).run(command)
@@ -65,7 +69,7 @@ async def _write_events(
     follow: bool,
     timestamps: bool,
     earliest: float | None,
-    as_json: bool,
+    how: How,
 ) -> None:
     out = session.out
     is_inside_line = False
@@ -78,8 +82,11 @@ async def _write_events(
             at = parse_time(event.data.timestamp)
             if earliest is not None and at is not None and at < earliest:
                 continue
-            if as_json:
+            if how.as_json:
                 out.line(_one_line(event.raw))
+                continue
+            if how.template is not None:
+                out.formatted(how.template, event.raw)
                 continue
             if not isinstance(event.data, LogLine):
                 continue
@@ -90,8 +97,8 @@ async def _write_events(
             is_inside_line = event.data.is_partial
             out.write(text if is_inside_line else f"{text}\n")
             if follow:
-                out.data.flush()
-    out.data.flush()
+                out.flush()
+    out.flush()
 
 
 def _one_line(raw: object) -> str:

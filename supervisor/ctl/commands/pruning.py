@@ -44,7 +44,8 @@ async def prune_with_consent(
         if not _total(planned):
             out.note("there is nothing to remove")
             return EXIT_OK
-        out.messages.write(f"{_describe(planned)} would go. Remove them for good? [y/N] ")
+        size = format_bytes(planned.get("freed_bytes") or 0)
+        out.messages.write(f"{_describe(planned)} would go, {size}. Remove them for good? [y/N] ")
         out.messages.flush()
         if not await _agrees():
             out.note("nothing was removed")

@@ -10,10 +10,10 @@ from supervisor.ctl.commands.listing import parse_how, write_records
 from supervisor.ctl.commands.options import AsJson, Quiet, Template
 from supervisor.ctl.model import Json
 from supervisor.ctl.session import Session, session_of
-from supervisor.ctl.terminal import format_age
+from supervisor.ctl.terminal import format_age, format_bytes
 
 QUEUE_COLUMNS = ["#", "BUILD", "STATUS", "TENANT", "SINCE"]
-MACHINE_COLUMNS = ["MACHINE", "STATE", "BUILD", "TENANT", "CPUS", "MEMORY", "SINCE"]
+MACHINE_COLUMNS = ["MACHINE", "STATE", "BUILD", "TENANT", "CPUS", "MEMORY", "RSS", "PID", "SINCE"]
 
 
 def queue(
@@ -65,6 +65,7 @@ def queue_row(build: Json) -> list[str]:
 
 def machine_row(machine: Json) -> list[str]:
     """Return a machine's line in the table."""
+    rss = machine.get("rss_bytes")
     return [
         str(machine.get("id")),
         str(machine.get("state")),
@@ -72,5 +73,7 @@ def machine_row(machine: Json) -> list[str]:
         str(machine.get("tenant") or "-"),
         str(machine.get("cpus")),
         f"{machine.get('memory_mb')} MiB",
+        "-" if rss is None else format_bytes(rss),
+        str(machine.get("pid") or "-"),
         format_age(machine.get("since")),
     ]

@@ -53,22 +53,23 @@ def version(context: typer.Context, as_json: AsJson = False, template: Template 
     session_of(context).run(command)
 
 
-def ready(context: typer.Context) -> None:
+def ready(context: typer.Context, as_json: AsJson = False, template: Template = None) -> None:
     """Tell whether the daemon can start builds. Exit 0 if so, 3 if not."""
 
     async def command(session: Session, client: Client) -> int:
+        how = parse_how(fields.READINESS, as_json=as_json, template=template)
         why_not = await client.readiness()
-        if why_not is None:
-            session.out.line("ready")
-            return EXIT_OK
-        session.out.line(f"not ready: {why_not}")
-        return EXIT_UNREACHABLE
+        record = {"ready": why_not is None, **({"why_not": why_not} if why_not else {})}
+        text = "ready" if why_not is None else f"not ready: {why_not}"
+        write_record(session.out, how, record, lambda: session.out.line(text))
+        return EXIT_OK if why_not is None else EXIT_UNREACHABLE
 
     session_of(context).run(command)
 
 
 def completion(
-    context: typer.Context, shell: Annotated[Shell, typer.Argument(help="Your shell.")]
+    context: typer.Context,
+    shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="Your shell.")],
 ) -> None:
     """Write the completion script for a shell; source it."""
     os.environ[f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"] = f"source_{shell}"

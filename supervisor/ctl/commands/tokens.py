@@ -7,13 +7,16 @@ import binascii
 import json
 import re
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
+from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.options import AsJson
+from supervisor.ctl.commands.listing import parse_how, write_record
+from supervisor.ctl.commands.options import AsJson, Template
 from supervisor.ctl.errors import EXIT_OK, UsageError
 from supervisor.ctl.session import Session, session_of
 from supervisor.ctl.terminal import clean_line
@@ -48,20 +51,20 @@ def create(
         str, typer.Option(metavar="DURATION", help="How long it is valid: 90s, 15m, 12h, 30d.")
     ] = "1d",
     as_json: AsJson = False,
+    template: Template = None,
 ) -> None:
     """Make an API token and write it. For administrators: over the socket, or with build:admin."""
 
     async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.TOKEN, as_json=as_json, template=template)
+        _check_permissions(permission or [])
         answer = await client.create_token(
             subject=subject,
             tenant=tenant,
             permissions=permission or None,
             lifetime_seconds=_parse_lifetime(lifetime),
         )
-        if as_json:
-            session.out.json(answer)
-        else:
-            session.out.line(answer["token"])
+        write_record(session.out, how, answer, lambda: session.out.line(answer["token"]))
 
     session_of(context).run(command)
 
@@ -69,20 +72,26 @@ def create(
 @app.command(epilog="Example: hypeman-ctl token create | hypeman-ctl token inspect -")
 def inspect(
     context: typer.Context,
-    token: Annotated[str, typer.Argument(help="The token; - reads it from standard input.")] = "-",
+    token: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="The token; - reads it from standard input.")
+    ] = "-",
     as_json: AsJson = False,
+    template: Template = None,
 ) -> None:
     """Show what a token says. Its signature is not checked: only the daemon has the key."""
     session = session_of(context)
 
     def work() -> int:
+        how = parse_how(fields.CLAIMS, as_json=as_json, template=template)
         text = sys.stdin.read() if token == "-" else token
         claims = _read_claims(text.strip())
-        if as_json:
-            session.out.json(claims)
-            return EXIT_OK
-        for name, value in claims.items():
-            session.out.line(f"{clean_line(name, colours=False) + ':':<13}{_describe(name, value)}")
+
+        def write() -> None:
+            for name, value in claims.items():
+                label = f"{clean_line(name, colours=False)}:"
+                session.out.line(f"{label:<13}{_describe(name, value)}")
+
+        write_record(session.out, how, claims, write)
         return EXIT_OK
 
     session.finish(work)
@@ -105,6 +114,15 @@ def _describe(name: str, value: Any) -> str:
         return f"{at} (expired)" if name == "exp" and value < wall_clock() else at
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return clean_line(text, colours=False)
+
+
+def _check_permissions(names: Sequence[str]) -> None:
+    from supervisor.tokens import Permission  # with cryptography, which nothing else needs
+
+    known = [*Permission, "image:*"]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--permission {name}: expected one of {', '.join(known)}")
 
 
 def _parse_lifetime(text: str) -> int:

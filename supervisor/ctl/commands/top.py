@@ -31,7 +31,10 @@ _LEAST_SECONDS = 0.1
 def top(
     context: typer.Context,
     interval: Annotated[
-        float, typer.Option("--interval", "-i", min=_LEAST_SECONDS, help="Seconds between looks.")
+        float,
+        typer.Option(
+            "--interval", "-i", metavar="SECONDS", min=_LEAST_SECONDS, help="Seconds between looks."
+        ),
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and leave.")] = False,
 ) -> None:

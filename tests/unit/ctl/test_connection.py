@@ -31,10 +31,25 @@ def test_a_token_is_not_shown() -> None:
     assert "secret" not in repr(Endpoint(url="https://a", token="secret"))
 
 
-@pytest.mark.parametrize("host", ["ftp://a", "http://", "http://a:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "host",
+    ["ftp://a", "http://", "http://a:port", "http://[::1", "http://a:99999", "http://a:0", ""],
+)
 def test_what_is_no_url_is_refused(host: str) -> None:
     with pytest.raises(UsageError, match="is not a URL"):
         find_endpoint(host=host, environ={})
+
+
+@pytest.mark.parametrize("host", ["https://me:secret@a", "https://a?x=1", "https://a#x"])
+def test_a_url_holds_no_secret_and_no_query(host: str) -> None:
+    with pytest.raises(UsageError, match="scheme, name and port alone") as caught:
+        find_endpoint(host=host, environ={})
+    assert "secret" not in caught.value.message
+
+
+def test_a_socket_in_a_url_is_absolute() -> None:
+    with pytest.raises(UsageError, match="unix:///path"):
+        find_endpoint(host="unix://s", environ={})
 
 
 def test_contradictions_and_broken_tokens_are_refused() -> None:

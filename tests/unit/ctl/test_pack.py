@@ -166,6 +166,14 @@ async def test_a_reader_that_goes_away_ends_the_packing(tree: Path) -> None:
             archive.close()
 
 
+async def test_a_reader_that_is_gone_before_the_packing_begins_ends_it(tree: Path) -> None:
+    archive = Archive(open_context(tree, dockerfile=None))
+    before = count_descriptors()
+    archive.close()
+    await archive.run()
+    assert count_descriptors() == before - 2
+
+
 async def test_cancelled_anywhere_it_leaves_no_descriptor(tree: Path) -> None:
     (tree / "large").write_bytes(os.urandom(1 << 20))
     context = open_context(tree, dockerfile=None)
