@@ -16,8 +16,19 @@ from loguru import logger
 
 from benchmarks.results import Row, Size, table, write_json
 
-NAMES = ("registry", "followers", "stored", "actors", "daemon", "builds")
-MACHINES = ("daemon", "builds")
+NAMES = (
+    "registry",
+    "guest_link",
+    "followers",
+    "stored",
+    "actors",
+    "daemon",
+    "builds",
+    "warm",
+    "together",
+    "cancel",
+)
+MACHINES = ("guest_link", "daemon", "builds", "warm", "together", "cancel")
 """Those that boot real machines."""
 RESULTS = Path(__file__).parents[1] / "build" / "bench"
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.follow SOCKET BUILD COUNT
 
-Prints `following` when all are connected, and one JSON object at the end of the streams: how many
-lines were delivered, how late those were that say when they were written, and in how many seconds
-the rest came, from the last of these on.
+Prints `following` when all have been sent their first event, and one JSON object at the end of the
+streams: how many lines were delivered, how late those were that say when they were written, and in
+how many seconds the rest came, from the last of these on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def follow(path: Path, build: str, count: int) -> dict[str, Any]:
         sock.connect(str(path))
         sock.sendall(f"GET /builds/{build}/logs HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         selector.register(sock, selectors.EVENT_READ, [b""])
-    print("following", flush=True)
     first = last = 0.0
     lines = 0
+    waiting = {key.fd for key in selector.get_map().values()}
     late: list[float] = []
     while selector.get_map():
         for key, _ in selector.select():
@@ -41,6 +41,10 @@ def follow(path: Path, build: str, count: int) -> dict[str, Any]:
             assert isinstance(reader, socket.socket)
             piece = reader.recv(RECEIVE_BYTES)
             now = time.time()
+            if key.fd in waiting and b"data:" in piece:
+                waiting.remove(key.fd)
+                if not waiting:
+                    print("following", flush=True)
             data = rest[0] + piece
             # An event that is not whole yet is looked at with the next piece.
             whole, _, rest[0] = data.rpartition(b"\n\n")

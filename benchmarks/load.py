@@ -20,6 +20,7 @@ from typing import Any
 
 _PATTERN_BYTES = 1 << 20
 _SEND_BYTES = 1 << 20
+_CHUNK_BYTES = 32 << 10
 
 
 class Connection:
@@ -58,6 +59,17 @@ class Connection:
                 self._socket.sendall(view[start : start + _SEND_BYTES])
         return self.answer()
 
+    def patch_in_chunks(self, target: str, body: bytes) -> tuple[int, dict[str, str], int]:
+        """Send a PATCH whose length nobody announces, in the chunks that Go's clients make."""
+        head = self.head("PATCH", target)[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+        self._socket.sendall(head)
+        view = memoryview(body)
+        for start in range(0, len(view), _CHUNK_BYTES):
+            piece = view[start : start + _CHUNK_BYTES]
+            self._socket.sendmsg([b"%x\r\n" % len(piece), piece, b"\r\n"])
+        self._socket.sendall(b"0\r\n\r\n")
+        return self.answer()
+
     def answer(self) -> tuple[int, dict[str, str], int]:
         """Read an answer and drop its body."""
         data = b""
@@ -93,7 +105,10 @@ class Blob:
 
 
 def push(spec: dict[str, Any]) -> dict[str, Any]:
-    """Push `parallel` blobs of `size` bytes at once, as BuildKit does: POST, then PUT."""
+    """Push `parallel` blobs of `size` bytes at once, as BuildKit does: POST, then PUT.
+
+    With `chunked`, as docker and skopeo do: POST, PATCH in chunks, PUT of nothing.
+    """
     blobs = [Blob(spec["size"]) for _ in range(spec["parallel"])]
 
     def one(index: int) -> None:
@@ -101,12 +116,15 @@ def push(spec: dict[str, Any]) -> dict[str, Any]:
         repository = f"{spec['repository']}{index}"
         status, headers, _ = connection.ask("POST", f"/v2/{repository}/blobs/uploads/")
         _expect(status, 202)
-        target = headers["location"]
-        if "://" in target:
-            target = "/" + target.split("/", 3)[3]
-        mark = "&" if "?" in target else "?"
         blob = blobs[index]
-        status, _, _ = connection.ask("PUT", f"{target}{mark}digest={blob.digest}", blob.content)
+        content: bytes | None = blob.content
+        if spec.get("chunked"):
+            status, headers, _ = connection.patch_in_chunks(_path(headers), blob.content)
+            _expect(status, 202)
+            content = None
+        target = _path(headers)
+        mark = "&" if "?" in target else "?"
+        status, _, _ = connection.ask("PUT", f"{target}{mark}digest={blob.digest}", content)
         _expect(status, 201)
 
     seconds = _at_once(one, spec["parallel"])
@@ -231,6 +249,11 @@ def _at_once(work: Callable[[int], None], count: int) -> float:
     if failed:
         raise failed[0]
     return seconds
+
+
+def _path(headers: dict[str, str]) -> str:
+    target = headers["location"]
+    return "/" + target.split("/", 3)[3] if "://" in target else target
 
 
 def _quantile(ordered: list[float], fraction: float) -> float:

@@ -8,6 +8,8 @@ Prints a line when it listens, and serves until it is killed.
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -26,9 +28,23 @@ from supervisor.store.database import open_database
 async def serve(directory: Path, port: int) -> None:
     """Serve until cancelled."""
     (listener,) = await trio.open_tcp_listeners(port, host="127.0.0.1")
-    async with open_database(directory / "hypeman.db") as database:
+    async with open_registry(directory) as app:
+        print("listening", flush=True)
+        await serve_connections(
+            listener,
+            Front(api=None, registry=app),
+            grace_seconds=0,
+            max_connections=MAX_CONNECTIONS,
+        )
+
+
+@asynccontextmanager
+async def open_registry(directory: Path) -> AsyncIterator[Registry]:
+    """Run the registry that keeps its things in `directory`; cancelled with the block."""
+    async with open_database(directory / "hypeman.db") as database, trio.open_nursery() as nursery:
         actor = RegistryActor(database, directory / "registry", Threads(), wall_clock)
-        app = Registry(
+        await nursery.start(lambda task_status: actor.run(task_status=task_status))
+        yield Registry(
             facts=actor.handle,
             mirror=actor.mirror,
             store=actor.store,
@@ -38,15 +54,7 @@ async def serve(directory: Path, port: int) -> None:
             clock=wall_clock,
             fallback_host=lambda: "localhost",
         )
-        async with trio.open_nursery() as nursery:
-            await nursery.start(lambda task_status: actor.run(task_status=task_status))
-            print("listening", flush=True)
-            await serve_connections(
-                listener,
-                Front(api=None, registry=app),
-                grace_seconds=0,
-                max_connections=MAX_CONNECTIONS,
-            )
+        nursery.cancel_scope.cancel(reason="the benchmark is over")
 
 
 async def _no_builds(_: BuildId) -> Tenant | None:

@@ -38,17 +38,22 @@ class Server:
         return rss_bytes(self.pid)
 
 
+def authorization() -> str:
+    """Return what lets somebody push and pull."""
+    token = mint_api_token(
+        KEYS.api, subject="bench", tenant=TENANT, now=time.time(), lifetime_seconds=7200
+    )
+    return f"Bearer {token}"
+
+
 @contextmanager
 def our_registry(directory: Path) -> Iterator[Server]:
     """Serve ours, with tokens, as a daemon does."""
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    token = mint_api_token(
-        KEYS.api, subject="bench", tenant=TENANT, now=time.time(), lifetime_seconds=7200
-    )
     argv = [sys.executable, "-m", "benchmarks.serve", str(directory), str(port)]
     with _running(argv, directory / "log", dict(os.environ), port) as pid:
-        yield Server(port, pid, f"Bearer {token}")
+        yield Server(port, pid, authorization())
 
 
 @contextmanager

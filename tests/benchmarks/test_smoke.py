@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import MACHINES, NAMES, main, run
+from benchmarks.bare import archive
 from benchmarks.results import Row, Size, at_least, at_most, table, write_json
 
 
@@ -30,6 +31,12 @@ def test_a_value_is_held_against_its_peer() -> None:
 def test_the_table_says_what_is_missed() -> None:
     said = table([Row("delay", 5, "ms", 2, "<= 1 x", False)])
     assert " ".join(said.splitlines()[1].split()) == "delay 5 ms 2 ms 2.50 <= 1 x MISSED"
+
+
+def test_a_bare_machine_starts_like_the_image() -> None:
+    packed = archive(b"source", {"argv": ["buildctl"]})
+    assert b"exec switch_root -c /dev/console /root /bin/sh /run/bare/pid1" in packed
+    assert b"builder-agent &" not in packed
 
 
 def test_an_unknown_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
