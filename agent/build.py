@@ -40,6 +40,7 @@ from agent.rootless import builder_env
 from agent.secrets import fetch_secrets, write_file_sync, write_secrets_sync
 from agent.session import Send
 from agent.source import fetch_source
+from agent.spawn import Spawned
 from agent.vsock import Connect
 
 _T = TypeVar("_T")
@@ -54,9 +55,11 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 async def run_build(
-    config: wire.Config, send: Send, *, daemon: Daemon, connect: Connect
+    config: wire.Config, send: Send, *, daemon: Daemon, connect: Connect, unpacking: Spawned
 ) -> wire.BuildResult:
-    """Run the configured build to its end. Cancelling leaves no process behind."""
+    """Run the configured build to its end. Cancelling leaves no process behind but `unpacking`,
+    if it comes before the source.
+    """
     if failure := buildctl.check(config):
         return failed(failure)
     settle_sync(config)
@@ -72,13 +75,14 @@ async def run_build(
     secret_files = write_secrets_sync(secrets, paths.SECRETS_DIR, paths.BUILDER_UID)
 
     await send([control.status("source")])
-    failure = await _with_stream(connect, wire.SOURCE_PORT, partial(fetch_source, config=config))
+    fetch = partial(fetch_source, config=config, unpacking=unpacking)
+    failure = await _with_stream(connect, wire.SOURCE_PORT, fetch)
     if failure is not None:
         return failed(failure)
 
     lockfiles: dict[str, str] = {}
+    looked = trio.Event()
     async with trio.open_nursery() as services:
-        services.start_soon(_collect_lockfiles, lockfiles, looked := trio.Event())
         for port in [wire.REGISTRY_PORT, *([wire.EGRESS_PORT] if config.egress else [])]:
             await services.start(forward, wire.GUEST_ADDRESS, port, connect, port)
 
@@ -88,21 +92,27 @@ async def run_build(
         else:
             await send([control.status("building")])
             command = buildctl.argv(config, secret_files)
+            # Its thread begins to run when buildctl has been started, and no earlier.
+            services.start_soon(_collect_lockfiles, lockfiles, looked)
             result = await _run_buildctl(command, config, Redaction(secrets.values()), daemon, send)
-        with trio.move_on_after(LOCKFILES_SECONDS):
-            await looked.wait()
+            with trio.move_on_after(LOCKFILES_SECONDS):
+                await looked.wait()
         services.cancel_scope.cancel(reason="the build has ended")
     return dataclasses.replace(result, lockfile_hashes=lockfiles)
 
 
 def settle_sync(config: wire.Config) -> None:
-    """Put in place what the build needs from its configuration: clock, files, credentials."""
+    """Put in place what the build needs of its configuration: clock, trust, files, credentials."""
     if is_clock_wrong(config.now, time.time()):
         time.clock_settime(time.CLOCK_REALTIME, config.now)
     public = {**dataclasses.asdict(config), "registry_token": None}
     write_file_sync(
         paths.BUILD_JSON, json.dumps(public, indent=2).encode(), mode=0o600, owner=os.getuid()
     )
+    if config.ca_certificates:
+        # BuildKit reads the file when it first needs it, which is not before a build.
+        with Path(paths.CA_CERTIFICATES).open("a", encoding="ascii") as file:
+            file.write(f"\n{config.ca_certificates}\n")
     Path(paths.DOCKER_DIR).mkdir(0o700)
     credentials = {"auths": {config.registry: _credentials(config.registry_token)}}
     write_file_sync(
@@ -225,6 +235,6 @@ def read_image_digest_sync(path: str) -> str:
     try:
         with Path(path).open(encoding="utf-8") as file:
             digest = json.loads(file.read(1 << 20)).get("containerimage.digest")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else ""

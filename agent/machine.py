@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import socket
 import sys
-from functools import partial
 
 import trio
 
 from agent import rootless, vitals, vsock, wire
 from agent.build import run_build
 from agent.buildkit import Daemon
-from agent.session import Build, Session
+from agent.session import Build, Send, Session
+from agent.source import start_unpacking
+from agent.warmup import WarmUp
 
 CONTACT_SECONDS = 300.0
 """A machine that no supervisor wants for so long ends itself."""
@@ -32,30 +33,45 @@ async def serve(
 ) -> None:
     """Own BuildKit, and talk to one supervisor at a time until the machine's work is done."""
     daemon = Daemon()
-    build = partial(run_build, daemon=daemon, connect=vsock.connect)
+    warm_up = WarmUp()
+    unpacking = start_unpacking()
+
+    async def build(config: wire.Config, send: Send) -> wire.BuildResult:
+        warm_up.stop()
+        return await run_build(
+            config, send, daemon=daemon, connect=vsock.connect, unpacking=unpacking
+        )
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon.run, started)
+        nursery.start_soon(_warm_up, warm_up, daemon, nursery.cancel_scope)
         with _trio_socket(listener) as accepting:
             session: Session | None
             if greeted is not None:
                 stream = trio.SocketStream(_trio_socket(greeted))
-                session = Session(stream, build, hello=None)
+                session = Session(stream, build, None, warm_up.done)
             else:
-                session = await _next_session(accepting, build, hello)
+                session = await _next_session(accepting, build, hello, warm_up.done)
             while session is not None:
                 say(await session.run())
                 if session.is_over:
                     break
-                session = await _next_session(accepting, build, hello)
+                session = await _next_session(accepting, build, hello, warm_up.done)
         nursery.cancel_scope.cancel(reason="the machine's work is done")
 
 
+async def _warm_up(warm_up: WarmUp, daemon: Daemon, machine: trio.CancelScope) -> None:
+    if why := await warm_up.run(daemon):
+        say(f"this machine cannot build: {why}")
+        machine.cancel(reason="the warm-up has failed")
+
+
 async def _next_session(
-    listener: trio.socket.SocketType, build: Build, hello: wire.Hello
+    listener: trio.socket.SocketType, build: Build, hello: wire.Hello, warm: trio.Event
 ) -> Session | None:
     with trio.move_on_after(CONTACT_SECONDS):
         connection, _ = await listener.accept()
-        return Session(trio.SocketStream(connection), build, hello)
+        return Session(trio.SocketStream(connection), build, hello, warm)
     say(f"no supervisor came for {CONTACT_SECONDS:g} s")
     return None
 

@@ -3,7 +3,9 @@
 `buildctl --progress=rawjson` writes JSON objects (client.SolveStatus), one per line, to standard
 error, and behind the last of them what it would print for people: an excerpt of the Dockerfile, and
 `error: …`. What a build prints is base64 inside that JSON, so no output of a build can pass for
-either; it becomes `log` messages and nothing else.
+either; it becomes `log` messages and nothing else. An error can quote anybody (a git server, a
+frontend of the build's own), line breaks included: behind the first line for people, nothing is a
+report.
 
 Sequence numbers are given where the messages are sent: all of them are 0 here.
 """
@@ -33,6 +35,9 @@ MAX_FAILED_STEPS = 100
 """The first is to blame, or one soon after it; the others are cancelled with it."""
 _TAIL_BYTES = 8 << 10
 _EXPORTING = "exporting to image"
+_INLINE = "[internal] preparing inline document"
+_BESIDE_REPORTS = (b"time=", b"WARNING: ")
+"""How what `buildctl` logs of its own begins; reports may follow it."""
 _OF_A_STAGE = re.compile(r"\[(?:[^\]]* )?\d+/\d+\] ")
 _FROM = re.compile(_OF_A_STAGE.pattern + r"FROM \S+@(sha256:[0-9a-f]{64})")
 
@@ -46,6 +51,8 @@ class Progress:
         self._scanned = 0
         self._is_skipping = False
         self._text = bytearray()
+        self._is_over = False
+        """Whether the reports are: what is left is for people."""
         self._steps: dict[str, wire.Step] = {}
         self._inputs: dict[str, list[str]] = {}
         self._names: dict[str, str] = {}
@@ -69,8 +76,8 @@ class Progress:
     def base_image_digest(self) -> str:
         """The digest of the image that the final stage starts from, or empty if it is not known.
 
-        The final operation is the one that no other has as its input; the first input of an
-        operation is the file system that it works on.
+        The final operation is the one that no other has as its input. From there on, each is asked
+        for the file system that it works on.
         """
         used = {digest for inputs in self._inputs.values() for digest in inputs}
         last = [digest for digest, inputs in self._inputs.items() if digest not in used]
@@ -82,7 +89,9 @@ class Progress:
             seen.add(at)
             if match := _FROM.fullmatch(self._names.get(at, "")):
                 return match[1]
-            at = (self._inputs.get(at) or [""])[0]
+            # A text in the Dockerfile (`<<EOF`) is an input, and nothing to stand on.
+            inputs = [i for i in self._inputs.get(at, ()) if self._names.get(i) != _INLINE]
+            at = _works_on(self._names.get(at, ""), inputs)
         return ""
 
     def feed(self, data: bytes) -> Iterator[wire.Message]:
@@ -114,13 +123,9 @@ class Progress:
         self._streams.clear()
 
     def _line(self, line: bytes) -> Iterator[wire.Message]:
-        report: Any = None
-        if line.startswith(b"{"):
-            try:
-                report = json.loads(line.decode())
-            except ValueError:
-                report = None
-        if not isinstance(report, dict):
+        report = None if self._is_over else _read_report(line)
+        if report is None:
+            self._is_over = self._is_over or not line.startswith(_BESIDE_REPORTS)
             self._text += line
             del self._text[:-MAX_TEXT_BYTES]
             return
@@ -220,6 +225,30 @@ def parse_time(value: object) -> float | None:
         return datetime.fromisoformat(value).timestamp()
     except (ValueError, OverflowError):
         return None
+
+
+def _works_on(name: str, inputs: list[str]) -> str:
+    """Return the input that is the file system of an operation, or nothing if it may have none.
+
+    That is the first one, if the stage does not start `FROM scratch`: then the first input is what
+    is copied or mounted from another stage, on which nothing stands. So there have to be more
+    inputs than come from elsewhere; at least as many as the operation could mean are counted.
+    """
+    text = " ".join(_OF_A_STAGE.sub("", name, count=1).lower().split())
+    brought = text.count("from=") if text.startswith("run --") else 0
+    if "--from=" in text and not text.startswith("run "):
+        brought = 1
+    return inputs[0] if len(inputs) > brought else ""
+
+
+def _read_report(line: bytes) -> Mapping[str, Any] | None:
+    if not line.startswith(b"{"):
+        return None
+    try:
+        report = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return report if isinstance(report, dict) else None
 
 
 def _maps(value: object) -> list[Mapping[str, Any]]:

@@ -25,11 +25,20 @@ READ_CANCELLED_SECONDS = 0.5
 class Session:
     """One supervisor's connection. `is_over` says whether the machine's work is done with it."""
 
-    def __init__(self, stream: trio.abc.Stream, build: Build, hello: wire.Hello | None) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        build: Build,
+        hello: wire.Hello | None,
+        warm: trio.Event | None = None,
+    ) -> None:
         self._stream = stream
         self._link = Link(stream)
         self._build = build
         self._hello = hello
+        self._warm = warm
+        """Until this is set, nobody is told that the machine is idle."""
+        self._owes_status = False
         self._state = control.State.IDLE
         self._phase = "idle"
         self._config: wire.Config | None = None
@@ -51,6 +60,7 @@ class Session:
                 nursery.start_soon(self._link.write)
                 nursery.start_soon(self._link.beat)
                 nursery.start_soon(self._listen)
+                nursery.start_soon(self._wait_warm)
                 if self._hello is not None:
                     await self._link.send(self._hello)
                 await self._begun.wait()
@@ -80,6 +90,19 @@ class Session:
                 self._phase = message.phase
             await self._link.send(message)
 
+    def _tell_status(self) -> None:
+        is_idle = self._config is None and not self._stopped
+        is_warming = is_idle and self._warm is not None and not self._warm.is_set()
+        self._owes_status = is_warming
+        if not is_warming:
+            self._link.answer_nowait(control.status(self._phase))
+
+    async def _wait_warm(self) -> None:
+        if self._warm is not None:
+            await self._warm.wait()
+            if self._owes_status:
+                self._tell_status()
+
     async def _listen(self) -> None:
         async for message in self._link.messages():
             self._state, effect = control.step(self._state, message)
@@ -96,6 +119,6 @@ class Session:
                     self._work.cancel(reason=self._stopped)
                     self._farewell.deadline = trio.current_time() + READ_CANCELLED_SECONDS
                 case control.TellStatus():
-                    self._link.answer_nowait(control.status(self._phase))
+                    self._tell_status()
                 case control.Refuse(why):
                     self._link.answer_nowait(wire.Error(why))

@@ -16,7 +16,7 @@ from agent import paths, wire
 from agent.failure import BUILD_FAILED, BUILDER_LOST, OUT_OF_DISK, Failure
 from agent.process import Tail, describe_status, own_child
 from agent.rootless import builder_env
-from agent.spawn import spawn
+from agent.spawn import Spawned, spawn
 
 CHUNK_BYTES = 256 << 10
 _HEADER_LIMIT_BYTES = 4 << 10
@@ -36,23 +36,33 @@ class SourceBroken(Exception):
     """The bytes are not the source that was announced. Says why."""
 
 
-async def fetch_source(stream: trio.abc.ReceiveStream, config: wire.Config) -> Failure | None:
-    """Receive, check and unpack the source; return why that failed, or None. Closes the stream."""
+def start_unpacking() -> Spawned:
+    """Start the program that unpacks, for `fetch_source`: it takes longer to start than most
+    sources to unpack, so it waits for the source and not the source for it. Raises OSError.
+    """
     os.chown(paths.SOURCE_DIR, paths.BUILDER_UID, paths.BUILDER_UID)
-    tail = Tail()
     env = {**builder_env(), "TMPDIR": "/tmp"}  # noqa: S108 - the guest's own, on the scratch disk
+    return spawn(UNPACK, env, user=paths.BUILDER_UID, has_input=True)
+
+
+async def fetch_source(
+    stream: trio.abc.ReceiveStream, config: wire.Config, unpacking: Spawned
+) -> Failure | None:
+    """Receive, check and unpack the source; return why that failed, or None.
+
+    Closes the stream, and ends what `start_unpacking` has started.
+    """
+    tail = Tail()
     problem, status = "", 0
-    async with stream:
-        started = spawn(UNPACK, env, user=paths.BUILDER_UID, has_input=True)
-        async with own_child(started, tail) as tar:
-            assert tar.stdin is not None
-            try:
-                await receive_source(stream, tar.stdin, config.source_size, config.source_sha256)
-            except SourceBroken as exc:
-                problem = str(exc)
-            else:
-                await tar.stdin.aclose()
-                status = await tar.wait()
+    async with stream, own_child(unpacking, tail) as tar:
+        assert tar.stdin is not None
+        try:
+            await receive_source(stream, tar.stdin, config.source_size, config.source_sha256)
+        except SourceBroken as exc:
+            problem = str(exc)
+        else:
+            await tar.stdin.aclose()
+            status = await tar.wait()
     if problem:
         return Failure(BUILDER_LOST, problem)
     if status != 0:

@@ -102,6 +102,8 @@ class Config:
     egress: bool = False
     """Whether port 3128 leads to a proxy."""
     base_image_digest: str = ""
+    ca_certificates: str = ""
+    """PEM: whom BuildKit trusts beside the public authorities."""
     now: float = 0.0
     """The host's clock, for a guest whose own has drifted."""
 

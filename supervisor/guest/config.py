@@ -9,10 +9,17 @@ from supervisor.model.cache import CACHE_TAG, global_cache, tenant_cache
 
 
 def guest_config(
-    build: Build, settings: Settings, *, token: str, seconds: float, now: float
+    build: Build,
+    settings: Settings,
+    *,
+    token: str,
+    seconds: float,
+    now: float,
+    ca_certificates: str = "",
 ) -> wire.Config:
     """Return everything that the guest is told. No secret's value is in it, the token excepted."""
     request = build.request
+    is_egress = request.policy.network_mode is NetworkMode.EGRESS
     return wire.Config(
         build_id=build.id,
         registry=settings.registry_url,
@@ -32,8 +39,9 @@ def guest_config(
         mirrors=tuple(upstream.name for upstream in settings.upstreams),
         cache_import=_cache_imports(build),
         cache_export=_cache_export(build),
-        egress=request.policy.network_mode is NetworkMode.EGRESS,
+        egress=is_egress,
         base_image_digest=request.base_image_digest or "",
+        ca_certificates=ca_certificates if is_egress else "",
         now=now,
     )
 

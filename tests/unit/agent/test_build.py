@@ -24,6 +24,7 @@ from agent.build import (
 from agent.buildkit import Daemon
 from agent.redact import Redaction
 from agent.rootless import REGISTRY
+from agent.spawn import Spawned
 from tests.unit.agent.test_control import CONFIG
 
 DIGEST = "sha256:" + "a" * 64
@@ -32,7 +33,7 @@ DIGEST = "sha256:" + "a" * 64
 @pytest.fixture
 def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that stands for the guest's root; files belong to who runs the tests."""
-    for name in ("BUILD_JSON", "DOCKER_DIR", "DOCKERFILE_DIR"):
+    for name in ("BUILD_JSON", "CA_CERTIFICATES", "DOCKER_DIR", "DOCKERFILE_DIR"):
         path = tmp_path / getattr(paths, name).lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         monkeypatch.setattr(paths, name, str(path))
@@ -48,6 +49,16 @@ def test_the_configuration_is_kept_without_the_token(guest: Path) -> None:
     assert kept["registry_token"] is None
     assert "s3cret-token" not in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("told", "kept"), [("", "public\n"), ("OURS", "public\n\nOURS\n")])
+def test_whom_the_operator_trusts_is_added_to_the_public_authorities(
+    guest: Path, told: str, kept: str
+) -> None:
+    path = guest / "etc/ssl/certs/ca-certificates.crt"
+    path.write_text("public\n")
+    settle_sync(replace(CONFIG, ca_certificates=told))
+    assert path.read_text() == kept
 
 
 def test_the_token_is_where_buildctl_looks_for_it(guest: Path) -> None:
@@ -91,6 +102,7 @@ def test_a_clock_is_set_only_if_it_is_wrong(host: float, guest_time: float, is_w
         (json.dumps([DIGEST]), ""),
         ("{}", ""),
         ("{", ""),
+        ('{"a":' * 100_000, ""),
         (None, ""),
     ],
 )
@@ -170,7 +182,14 @@ async def test_a_configuration_that_cannot_be_built_is_refused_before_anything(
         raise AssertionError("nothing is said")
 
     config = replace(CONFIG, registry=REGISTRY, repository="Builds/x,push=false")
-    result = await run_build(config, send, daemon=Daemon(), connect=connect)  # type: ignore[arg-type]
+    unused = Spawned(pid=-1, stderr=-1, stdin=-1)
+    result = await run_build(
+        config,
+        send,
+        daemon=Daemon(),
+        connect=connect,
+        unpacking=unused,  # type: ignore[arg-type]
+    )
     assert (result.ok, result.error_code) == (False, "build_failed")
     assert not (guest / "config/build.json").exists()
 
@@ -188,7 +207,14 @@ async def test_a_supervisor_whose_source_port_does_not_answer_has_lost_its_build
         said.extend(messages)
 
     config = replace(CONFIG, registry=REGISTRY)
-    result = await run_build(config, send, daemon=Daemon(), connect=connect)  # type: ignore[arg-type]
+    unused = Spawned(pid=-1, stderr=-1, stdin=-1)
+    result = await run_build(
+        config,
+        send,
+        daemon=Daemon(),
+        connect=connect,
+        unpacking=unused,  # type: ignore[arg-type]
+    )
     assert result.error_code == "builder_lost"
     assert "5003" in result.error
     assert [m.phase for m in said if isinstance(m, wire.Status)] == ["source"]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,45 @@ def test_a_graph_that_goes_in_circles_has_no_base() -> None:
     assert progress.base_image_digest == ""
 
 
+SOURCE, INLINE = "sha256:" + "e" * 64, "sha256:" + "f" * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "found"),
+    [
+        ("[stage-1 1/2] COPY --from=good / /", [OTHER], ""),
+        ("[stage-1 1/2] COPY --chown=1  --from=good / /", [OTHER], ""),
+        ("[stage-1 1/2] COPY --from=good a <<EOF /", [OTHER, INLINE], ""),
+        ("[stage-1 1/2] RUN --mount=from=good,target=/bin <<EOF (#!x)", [OTHER, INLINE], ""),
+        ("[stage-1 1/2] RUN --mount=from=tools,target=/bin <<EOF (x)", [OTHER, SOURCE], BASE),
+        ("[stage-1 1/2] RUN --mount=type=bind,from=good,target=/bin [x]", [OTHER], ""),
+        ("[stage-1 1/2] RUN   --mount=From=good,target=/a --mount=from=x ...", [OTHER, SOURCE], ""),
+        ("[stage-1 1/2] COPY --from=tools / /", [OTHER, SOURCE], BASE),
+        ("[stage-1 1/2] LINK COPY --from=tools / /", [OTHER, SOURCE], BASE),
+        ("[stage-1 1/2] RUN --mount=type=cache,target=/root/.cache x", [OTHER], BASE),
+        ("[stage-1 1/2] RUN --mount=from=tools,target=/t x", [OTHER, SOURCE], BASE),
+        ("[stage-1 1/2] RUN fetch 'https://a.example/?from=x' --from=y", [OTHER], BASE),
+        ("[stage-1 1/2] COPY a b /", [OTHER, SOURCE], BASE),
+        ("[stage-1 1/2] COPY <<EOF /", [OTHER, INLINE], BASE),
+        ("[stage-1 1/2] WORKDIR /x", [OTHER], BASE),
+        ("[linux/amd64 stage-1  1/12] WORKDIR /x", [OTHER], BASE),
+    ],
+)
+def test_a_stage_from_scratch_does_not_get_the_base_of_what_it_copies(
+    name: str, inputs: list[str], found: str
+) -> None:
+    steps = [
+        vertex(name, inputs=inputs),
+        vertex(f"[good 1/1] FROM a/b@{BASE}", OTHER),
+    ]
+    if INLINE in inputs:
+        steps.append(vertex("[internal] preparing inline document", INLINE))
+    if SOURCE in inputs:
+        steps.append(vertex(f"[tools 1/1] FROM tools@{SOURCE}", SOURCE))
+    progress, _ = run(report(vertexes=steps))
+    assert progress.base_image_digest == found
+
+
 def test_a_failed_step_is_kept_with_the_last_of_its_output() -> None:
     progress, messages = run((DATA / "failing_run.txt").read_bytes())
     [failed] = progress.failed_steps
@@ -154,6 +194,35 @@ def test_what_a_build_prints_cannot_become_a_report() -> None:
     assert [type(m) for m in messages] == [wire.Step, wire.Log]
     assert shown(messages) == forged
     assert progress.text == ""
+
+
+def test_what_an_error_quotes_cannot_become_a_report() -> None:
+    # A git server chooses what it says in a `fatal: remote error: …`, line breaks included.
+    forged = report(vertexes=[vertex("exporting to image", OTHER, started=EARLY)])
+    forged += report(vertexes=[vertex(f"[1/1] FROM x@{BASE}", OTHER)], logs=[log(b"forged")])
+    error = b"error: failed to solve: failed to fetch remote: git:\nfatal: remote error: no\n"
+    progress, messages = run(report(vertexes=[vertex("[1/1] RUN x")]) + error + forged)
+    assert [type(m) for m in messages] == [wire.Step]
+    assert progress.base_image_digest == ""
+    assert progress.text == (error + forged).decode()
+
+
+def test_an_excerpt_of_the_dockerfile_ends_the_reports() -> None:
+    excerpt = b"Dockerfile:2\n--------------------\n"
+    _, messages = run(excerpt + report(vertexes=[vertex("x")]))
+    assert messages == []
+
+
+def test_what_the_client_logs_of_its_own_is_passed_over() -> None:
+    noise = b'time="2026-01-02T03:04:05Z" level=warning msg="x"\nWARNING: Error loading config\n'
+    _, messages = run(noise + report(vertexes=[vertex("x")]))
+    assert [type(m) for m in messages] == [wire.Step]
+
+
+def test_a_report_that_nests_without_end_is_text() -> None:
+    progress, messages = run(b'{"vertexes":' + b"[" * 100_000 + b"\n")
+    assert messages == []
+    assert progress.text
 
 
 def test_bytes_of_any_kind_pass_unchanged() -> None:

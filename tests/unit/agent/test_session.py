@@ -40,10 +40,10 @@ class Build:
 class Supervisor:
     """The other end of a session."""
 
-    def __init__(self, hello: wire.Hello | None = HELLO) -> None:
+    def __init__(self, hello: wire.Hello | None = HELLO, warm: trio.Event | None = None) -> None:
         self.stream, theirs = trio.testing.memory_stream_pair()
         self.build = Build()
-        self.session = Session(theirs, self.build, hello)
+        self.session = Session(theirs, self.build, hello, warm)
         self.end = ""
         self._decoder = wire.FrameDecoder()
         self._pending: list[wire.Message | wire.Unknown] = []
@@ -254,3 +254,42 @@ async def test_cancelling_a_session_anywhere_leaves_no_build_running() -> None:
         assert not made[-1].build.is_running
 
     assert await cancel_at_every_checkpoint(operation, check) > 5
+
+
+async def test_a_machine_says_that_it_is_idle_when_it_is_warm(nursery: trio.Nursery) -> None:
+    warm = trio.Event()
+    supervisor = Supervisor(warm=warm)
+    nursery.start_soon(supervisor.run)
+    assert await supervisor.receive() == HELLO
+    await supervisor.send(wire.GetStatus(), wire.Hello(1, "out of place"))
+    assert isinstance(await supervisor.receive(), wire.Error), "what came later was answered first"
+    warm.set()
+    assert await supervisor.receive_status() == "idle"
+    await supervisor.send(wire.GetStatus())
+    assert await supervisor.receive_status() == "idle"
+    await supervisor.stream.aclose()
+
+
+async def test_a_machine_that_nobody_asked_says_nothing_when_it_is_warm(
+    nursery: trio.Nursery,
+) -> None:
+    warm = trio.Event()
+    supervisor = Supervisor(warm=warm)
+    nursery.start_soon(supervisor.run)
+    assert await supervisor.receive() == HELLO
+    warm.set()
+    await trio.testing.wait_all_tasks_blocked()
+    await supervisor.send(CONFIG, wire.HostReady())
+    assert await supervisor.receive_status() == "building"
+    await supervisor.stream.aclose()
+
+
+async def test_a_build_does_not_wait_until_its_machine_is_warm(nursery: trio.Nursery) -> None:
+    supervisor = Supervisor(warm=trio.Event())
+    nursery.start_soon(supervisor.run)
+    assert await supervisor.receive() == HELLO
+    await supervisor.send(wire.GetStatus(), CONFIG, wire.HostReady())
+    assert await supervisor.receive_status() == "building"
+    await supervisor.send(wire.GetStatus())
+    assert await supervisor.receive_status() == "building"
+    await supervisor.stream.aclose()

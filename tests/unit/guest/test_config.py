@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from agent import wire
 from supervisor.config import load_settings
 from supervisor.guest.config import guest_config
-from supervisor.model.build import BuildRequest, SecretRef
+from supervisor.model.build import BuildRequest, NetworkMode, SecretRef
 from tests.samples import POLICY, SOURCE, a_build
 
 
@@ -45,3 +45,12 @@ def test_what_was_not_asked_for_is_empty_and_survives_the_way() -> None:
     config = guest_config(a_build(), load_settings(), token="t", seconds=1.0, now=0.0)
     assert (config.dockerfile, config.target, config.base_image_digest) == ("", "", "")
     assert list(wire.FrameDecoder().feed(wire.encode(config))) == [config]
+
+
+def test_only_a_build_with_a_way_out_is_told_whom_to_trust() -> None:
+    for mode, told in ((NetworkMode.EGRESS, "PEM"), (NetworkMode.ISOLATED, "")):
+        build = a_build(request=BuildRequest(replace(POLICY, network_mode=mode)))
+        config = guest_config(
+            build, load_settings(), token="t", seconds=1.0, now=0.0, ca_certificates="PEM"
+        )
+        assert config.ca_certificates == told

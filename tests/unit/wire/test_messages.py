@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import wire
+from supervisor.config import MAX_CA_BYTES
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 INTEGER = st.integers(-(2**64), 2**64 - 1)
@@ -129,6 +130,7 @@ def test_the_largest_configuration_fits_a_frame() -> None:
             timeout_seconds=1,
             dockerfile="x" * (1 << 20),
             build_args={f"ARG{n}": "x" * 1000 for n in range(256)},
+            ca_certificates="x" * MAX_CA_BYTES,
         )
     )
 
