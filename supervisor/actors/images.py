@@ -197,7 +197,7 @@ def _take_step(
     connection: sa.Connection, step: units.PruneStep, wish: PruneWish
 ) -> Sequence[RepositoryName]:
     """Run a step; a build that has started since the one before is spared, too."""
-    return step(connection, _with_busy(connection, wish))
+    return step(connection, _with_busy(connection, wish), units.STEP_ROWS)
 
 
 def _with_busy(connection: sa.Connection, wish: PruneWish) -> PruneWish:

@@ -16,18 +16,15 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 import trio
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from supervisor.errors import DatabaseBusy, HostError, ResourceExhausted
+from supervisor.store.migrate import UnknownRevision, migrate_sync
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_SECONDS = 10
-_MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY = (
     f"another program has held it for {_BUSY_TIMEOUT_SECONDS} s; end what has opened it (`fuser`"
     " names it), or try again"
@@ -85,12 +82,12 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     engine = _open_engine(path)
     try:
         try:
-            await trio.to_thread.run_sync(_migrate_sync, engine)
+            await trio.to_thread.run_sync(migrate_sync, engine)
         except DBAPIError as exc:
             if _is_locked(exc):
                 raise DatabaseBusy(f"the database {path} cannot be opened: {_BUSY}") from exc
             raise HostError(f"the database {path} cannot be opened: {exc.orig}") from exc
-        except CommandError as exc:
+        except UnknownRevision as exc:
             raise HostError(f"the database {path} is of a newer program: {exc}") from exc
         yield Database(engine)
     finally:
@@ -138,12 +135,3 @@ def _parse_json(text: str) -> Any:
 
 def _is_locked(error: DBAPIError) -> bool:
     return "locked" in str(error.orig)
-
-
-def _migrate_sync(engine: sa.Engine) -> None:
-    """Bring the schema to the newest revision."""
-    config = AlembicConfig()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

@@ -13,15 +13,16 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
 from supervisor.errors import HostError, ResourceExhausted
-from supervisor.model.events import EventBatch, EventId, is_final_status
+from supervisor.model.events import EventBatch, EventId, is_final_status, with_damage_marked
 from supervisor.model.ids import BuildId
+from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
 
 EVENTS_FILE = "events.jsonl"
@@ -49,6 +50,7 @@ class BuildLog:
         self._end = 0
         self._is_final = False
         self._is_abandoned = False
+        self._is_damaged = False
         self._text_is_open = False
         self._writing = trio.Lock()
         self._changed = trio.Event()
@@ -91,7 +93,7 @@ class BuildLog:
             data = b"".join(event + b"\n" for event in events)
             await run_in_thread(self._threads.disk, self._append_sync, data, text)
             if 0 < len(data) <= _KEPT_BYTES:
-                self._keep(self._end, _batch(self._end, events))
+                self._keep(self._end, _batch(self._end, events, events))
             self._end += len(data)
             self._is_final = bool(events) and is_final_status(events[-1])
             if text:
@@ -117,7 +119,8 @@ class BuildLog:
 
     async def read(self, after: EventId) -> EventBatch | None:
         """Return the events behind the event `after`, at most some hundred KiB, or None if there
-        are none yet. Cancelling this loses nothing. Raises HostError.
+        are none yet. In the place of one that is damaged comes a marker. Cancelling this loses
+        nothing. Raises HostError.
         """
         if after >= self._end:
             return None
@@ -197,7 +200,12 @@ class BuildLog:
                     break
                 assert after + size < end, "the event file ends inside a line"
                 size *= 4  # one event is larger than the chunk
-        return _batch(after, data[: last - 1].split(b"\n"))
+        events = data[: last - 1].split(b"\n")
+        shown = with_damage_marked(events)
+        if shown is not events and not self._is_damaged:
+            self._is_damaged = True
+            log.bind(build_id=self._directory.parent.name).error("build.log_damaged")
+        return _batch(after, events, shown)
 
     def _locate_sync(self, inside: int, end: int) -> EventId:
         with _as_host_error("the log cannot be read"):
@@ -250,13 +258,13 @@ class BuildLogs:
         return len(self._open)
 
 
-def _batch(after: int, events: Iterable[bytes]) -> EventBatch:
-    """Return events that lie behind `after`, with their ids."""
+def _batch(after: int, stored: Sequence[bytes], shown: Sequence[bytes]) -> EventBatch:
+    """Return events that lie behind `after`, with the ids that the stored ones have."""
     found = []
     at = after
-    for event in events:
+    for event, instead in zip(stored, shown, strict=True):
         at += len(event) + 1
-        found.append((EventId(at), event))
+        found.append((EventId(at), instead))
     return EventBatch(tuple(found))
 
 

@@ -429,12 +429,18 @@ def drop_manifests(
     connection: sa.Connection, keys: Iterable[tuple[RepositoryName, Digest]]
 ) -> None:
     """Remove manifests; tags and references go with them, by their foreign keys."""
-    for repository, digest in keys:
-        connection.execute(
-            sa.delete(manifests).where(
-                manifests.c.repository == repository, manifests.c.digest == digest
-            )
-        )
+    delete_rows(connection, manifests, keys)
+
+
+def delete_rows(
+    connection: sa.Connection, table: sa.Table, keys: Iterable[tuple[RepositoryName, Digest]]
+) -> None:
+    """Remove rows of links or manifests, all by one statement."""
+    statement = sa.delete(table).where(
+        table.c.repository == sa.bindparam("of"), table.c.digest == sa.bindparam("content")
+    )
+    if rows := [{"of": repository, "content": digest} for repository, digest in keys]:
+        connection.execute(statement, rows)
 
 
 def _ensure_repository(connection: sa.Connection, name: RepositoryName, now: float) -> None:

@@ -30,10 +30,14 @@ from supervisor.store.registry_tables import (
 from supervisor.store.registry_upkeep import drop_unused_links, is_unused_blob
 from supervisor.store.tables import builds
 
-PruneStep = Callable[[sa.Connection, PruneWish], Sequence[RepositoryName]]
+PruneStep = Callable[[sa.Connection, PruneWish, int], Sequence[RepositoryName]]
+"""Changes at most so many rows, and returns in which repositories."""
 
 BUILDS, CACHES, BASE, MIRROR = "builds/", "cache/", "base/", "mirror/"
-_STEP_ROWS = 200
+STEP_ROWS = 200
+"""So many are changed at once, so that pushes come in between."""
+_ALL_ROWS = -1
+"""As SQL has it: no limit."""
 _COLUMNS = (
     manifests.c.repository,
     manifests.c.digest,
@@ -140,13 +144,17 @@ def prune_steps(wish: PruneWish) -> Sequence[tuple[str, PruneStep]]:
 
 
 def find_reclaimable(connection: sa.Connection, wish: PruneWish) -> Pruned:
-    """Return what a prune would remove of the registry, by doing it and taking it back."""
+    """Return what a prune would remove of the registry, by doing it and taking it back.
+
+    Nothing comes in between, so each step is done at one go: in pieces, each would have to look
+    again at all that the ones before have left.
+    """
     counts: Counter[str] = Counter()
     garbage = _unused_content(connection) if wish.images_only else (0, 0)
     savepoint = connection.begin_nested()
     try:
         for kind, step in prune_steps(wish):
-            while changed := step(connection, wish):
+            while changed := step(connection, wish, _ALL_ROWS):
                 counts[kind] += len(changed)
         unused = _unused_content(connection)
     finally:
@@ -291,7 +299,9 @@ def _is_touchable(repository: Any, wish: PruneWish) -> Iterator[sa.ColumnElement
     yield ~sa.exists().where(uploads.c.repository == repository)
 
 
-def _drop_repositories(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:
+def _drop_repositories(
+    connection: sa.Connection, wish: PruneWish, limit: int
+) -> Sequence[RepositoryName]:
     """Remove images of builds that nobody knows any more and, if wished, caches out of use."""
     name = repositories.c.name
     is_orphan = sa.and_(
@@ -312,7 +322,7 @@ def _drop_repositories(connection: sa.Connection, wish: PruneWish) -> Sequence[R
                 manifests.c.repository == name, manifests.c.pushed_at >= wish.before
             ),
         )
-        .limit(_STEP_ROWS)
+        .limit(limit)
     )
     found = [RepositoryName(item) for item in connection.scalars(query)]
     for repository in found:
@@ -320,7 +330,9 @@ def _drop_repositories(connection: sa.Connection, wish: PruneWish) -> Sequence[R
     return found
 
 
-def _drop_untagged(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:
+def _drop_untagged(
+    connection: sa.Connection, wish: PruneWish, limit: int
+) -> Sequence[RepositoryName]:
     """Remove manifests that no tag, index or subject keeps; the operator's bases stay."""
     repository = manifests.c.repository
     other = manifests.alias()
@@ -339,7 +351,7 @@ def _drop_untagged(connection: sa.Connection, wish: PruneWish) -> Sequence[Repos
                 other.c.repository == repository, other.c.digest == manifests.c.subject
             ),
         )
-        .limit(_STEP_ROWS)
+        .limit(limit)
     )
     found = [
         (RepositoryName(row.repository), Digest(row.digest)) for row in connection.execute(query)
@@ -348,13 +360,13 @@ def _drop_untagged(connection: sa.Connection, wish: PruneWish) -> Sequence[Repos
     return [item for item, _ in found]
 
 
-def _drop_links(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:
+def _drop_links(connection: sa.Connection, wish: PruneWish, limit: int) -> Sequence[RepositoryName]:
     """Unlink blobs that no manifest of their repository needs."""
     only = _is_touchable(links.c.repository, wish)
-    return drop_unused_links(connection, wish.before, _STEP_ROWS, *only)
+    return drop_unused_links(connection, wish.before, limit, *only)
 
 
-def _drop_empty(connection: sa.Connection, wish: PruneWish) -> Sequence[RepositoryName]:
+def _drop_empty(connection: sa.Connection, wish: PruneWish, limit: int) -> Sequence[RepositoryName]:
     """Forget repositories in which nothing is left."""
     name = repositories.c.name
     query = (
@@ -365,7 +377,7 @@ def _drop_empty(connection: sa.Connection, wish: PruneWish) -> Sequence[Reposito
             ~sa.exists().where(links.c.repository == name),
             ~sa.exists().where(manifests.c.repository == name),
         )
-        .limit(_STEP_ROWS)
+        .limit(limit)
     )
     found = [RepositoryName(item) for item in connection.scalars(query)]
     for repository in found:

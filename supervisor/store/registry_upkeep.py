@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from supervisor.model.oci import Digest, RepositoryName, UploadId
 from supervisor.model.registry import UploadRecord
-from supervisor.store.registry import batched, drop_manifests
+from supervisor.store.registry import batched, delete_rows, drop_manifests
 from supervisor.store.registry_tables import blobs, links, manifests, references, tags, uploads
 
 # Uploads
@@ -130,14 +130,11 @@ def drop_unused_links(
         )
         .limit(limit)
     )
-    found = list(connection.execute(query))
-    for row in found:
-        connection.execute(
-            sa.delete(links).where(
-                links.c.repository == row.repository, links.c.digest == row.digest
-            )
-        )
-    return [RepositoryName(row.repository) for row in found]
+    found = [
+        (RepositoryName(row.repository), Digest(row.digest)) for row in connection.execute(query)
+    ]
+    delete_rows(connection, links, found)
+    return [repository for repository, _ in found]
 
 
 def find_unused_blobs(connection: sa.Connection, after: str, limit: int) -> Sequence[Digest]:

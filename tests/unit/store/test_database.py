@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,12 +13,15 @@ import pytest
 import sqlalchemy as sa
 import trio
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from supervisor.errors import DatabaseBusy, HostError, ResourceExhausted
 from supervisor.store import database as database_module
 from supervisor.store import registry_tables
 from supervisor.store.database import Database, open_database
+from supervisor.store.migrate import MIGRATIONS, newest_revision_sync
 from supervisor.store.tables import metadata
 from tests.kit import cancel_at_every_checkpoint
 
@@ -50,6 +55,33 @@ async def test_the_migrations_make_exactly_the_tables(tmp_path: Path) -> None:
 
     async with open_database(tmp_path / "hypeman.db") as database:
         assert await database.run(differences) == []
+
+
+def test_the_newest_revision_is_the_one_that_alembic_finds() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == newest_revision_sync()
+
+
+def test_opening_a_database_that_is_up_to_date_does_not_load_alembic(tmp_path: Path) -> None:
+    program = f"""
+import sys, trio
+from pathlib import Path
+from supervisor.store.database import open_database
+
+async def main():
+    async with open_database(Path({str(tmp_path / "hypeman.db")!r})):
+        print("alembic" in sys.modules)
+
+trio.run(main)
+"""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for _ in range(2)
+    ]
+    assert said == ["True", "False"]
 
 
 async def test_an_old_database_is_opened_again_as_it_is(tmp_path: Path) -> None:

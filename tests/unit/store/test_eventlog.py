@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import trio.testing
 
 from supervisor.errors import HostError, ResourceExhausted
 from supervisor.model.build import Reason, Status
-from supervisor.model.events import START, EventBatch, EventId, log_event, status_event
+from supervisor.model.events import DAMAGED, START, EventBatch, EventId, log_event, status_event
 from supervisor.runtime.threads import Threads
 from supervisor.store import eventlog
 from supervisor.store.eventlog import EVENTS_FILE, TEXT_FILE, BuildLog, BuildLogs
@@ -355,6 +356,49 @@ async def test_a_line_that_a_crash_cut_short_is_taken_back(
         await log.append([READY])
         assert await read_all(log) == [*before, READY]
     assert text_file(tmp_path).read_bytes() == b"text\n" * len(before)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\0" * 40,
+        b"\xff\xfe not even text",
+        b'{"type":"log","timestamp":"2026-03-01T12:00:00.000Z","content":"cut',
+        b'{"type":"status","status":"ready"}',
+        b'{"type":"status","timestamp":"x","status":"ready"},{"type":"log"}',
+        b"17",
+        b"[" * 5000,
+        b"",
+    ],
+)
+async def test_a_damaged_event_is_shown_as_such_and_breaks_no_other(
+    tmp_path: Path, garbage: bytes
+) -> None:
+    logs = logs_in(tmp_path)
+    async with logs.open(BUILD) as log:
+        await log.append([QUEUED, line("before")])
+    with events_file(tmp_path).open("ab") as file:
+        file.write(garbage + b"\n")
+    async with logs.open(BUILD) as log:
+        assert not log.is_final, "a damaged line is nothing to believe"
+        await log.append([line("behind"), READY])
+    async with logs.open(BUILD) as log:
+        assert log.is_final
+        events = [json.loads(event) for event in await read_all(log)]
+        assert [event.get("content") for event in events[:4]] == [
+            None,
+            "before",
+            DAMAGED,
+            "behind",
+        ]
+        assert (events[2]["type"], events[2]["damaged"]) == ("log", True)
+        assert events[2]["timestamp"] == events[1]["timestamp"]
+        assert events[4]["status"] == "ready"
+        ids = await ids_in(log)
+        assert ids[-1] == log.end
+        batch = await log.read(ids[2])
+        assert batch is not None
+        assert [event for _, event in batch.events] == [line("behind"), READY]
 
 
 async def test_a_text_that_a_crash_cut_short_is_kept_and_its_line_ended(tmp_path: Path) -> None:
