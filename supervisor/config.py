@@ -7,14 +7,23 @@ and size of the daemon stands here with its unit and reason. Secrets may be give
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -31,6 +40,12 @@ _SAID_BETTER = {"extra_forbidden": "there is no such setting"}
 
 MIB = 1 << 20
 GIB = 1 << 30
+MAX_CA_BYTES = 512 << 10
+"""Twice what all public authorities take; with the longest of everything else it fits a frame."""
+_CERTIFICATE = re.compile(
+    r"-----BEGIN CERTIFICATE-----\s+[A-Za-z0-9+/][A-Za-z0-9+/=\s]*-----END CERTIFICATE-----",
+    re.ASCII,
+)
 
 
 class Accelerator(StrEnum):
@@ -79,7 +94,10 @@ class Settings(BaseSettings):
         None, description="Key of the registry tokens; derived if absent."
     )
     registry_secret_file: Path | None = Field(None, description="A file holding that key instead.")
-    registry_url: str = Field("10.102.0.1:8083", description="The registry as guests see it.")
+    registry_url: str = Field(
+        "10.102.0.1:8083",
+        description="The registry as guests see it: what the agent of the builder image forwards.",
+    )
     public_registry: str | None = Field(
         None, description="The registry as users see it (host:port); `localhost:PORT` if absent."
     )
@@ -164,7 +182,12 @@ class Settings(BaseSettings):
         None,
         description="Credentials for upstreams, in the form of docker's config.json (`auths`).",
     )
-    build_retention_days: int = Field(30, ge=1, description="Finished builds are kept this long.")
+    build_retention_days: int = Field(
+        30,
+        ge=1,
+        validation_alias=AliasChoices("build_retention_days", "build_retention"),
+        description="Finished builds are kept this long; `BUILD_RETENTION` is the same setting.",
+    )
     build_retention_count: int = Field(
         1000, ge=0, description="The newest builds are kept regardless of age."
     )
@@ -172,7 +195,9 @@ class Settings(BaseSettings):
         "127.0.0.1:9464", description="Where /metrics is served, or `none`."
     )
     otel_exporter_otlp_endpoint: str | None = Field(
-        None, description="OpenTelemetry collector; off if absent."
+        None,
+        description="An OpenTelemetry collector (http://host:4318) that gets a trace of each build,"
+        " by OTLP over HTTP below its /v1/traces; off if absent.",
     )
 
     max_log_bytes: int = Field(
@@ -186,6 +211,12 @@ class Settings(BaseSettings):
     )
     egress_ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode] = Field(
         (80, 443), description="Ports that builds may reach, comma-separated."
+    )
+    egress_ca_file: Path | None = Field(
+        None,
+        description="Certificates (PEM) that BuildKit trusts beside the public ones when it fetches"
+        " by https itself: those of internal servers, or of a proxy that opens TLS. The containers"
+        " of steps have their own.",
     )
     egress_max_bytes: int = Field(
         20 * GIB,
@@ -268,6 +299,19 @@ class Settings(BaseSettings):
         names = [parse_upstream(item).name for item in value]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"{twice} is listed twice")
+        return value
+
+    @field_validator("otel_exporter_otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be http:// or https:// and a host")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # It is shown to administrators; the exporter reads headers from the environment.
+            raise ValueError("may hold no credentials: set OTEL_EXPORTER_OTLP_HEADERS instead")
         return value
 
     @model_validator(mode="after")
@@ -371,6 +415,26 @@ def load_keys(settings: Settings) -> Keys | None:
         "REGISTRY_SECRET", settings.registry_secret, settings.registry_secret_file
     )
     return Keys(api=api, registry=registry or tokens.derive_registry_secret(api))
+
+
+def load_ca_certificates(settings: Settings) -> str:
+    """Return the certificates in EGRESS_CA_FILE. Raises ConfigError if it is of no use."""
+    path = settings.egress_ca_file
+    if path is None:
+        return ""
+    try:
+        text = path.read_text("ascii", "replace")  # bundles have names in comments
+    except OSError as exc:
+        raise ConfigError(f"EGRESS_CA_FILE {path} cannot be read: {exc.strerror}") from exc
+    certificates = "\n".join(_CERTIFICATE.findall(text))
+    if not certificates:
+        raise ConfigError(f"EGRESS_CA_FILE {path} holds no certificate in PEM form")
+    if len(certificates) > MAX_CA_BYTES:
+        raise ConfigError(
+            f"EGRESS_CA_FILE {path} holds {len(certificates)} bytes of certificates; builders take"
+            f" {MAX_CA_BYTES}"
+        )
+    return certificates
 
 
 def _read_secret(name: str, value: SecretStr | None, file: Path | None) -> bytes | None:

@@ -143,9 +143,16 @@ class VmBootFailed(HostError):
 
 
 class GuestLost(HostError):
-    """The guest went away, fell silent, or broke the protocol."""
+    """The guest went away, fell silent, or broke the protocol; ``reason`` says which.
+
+    It is a value of ``model.build.ErrorReason``.
+    """
 
     code = "builder_lost"
+
+    def __init__(self, message: str, *, reason: str = "protocol_broken") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ResourceExhausted(HostError):

@@ -21,6 +21,7 @@ from agent import wire
 from supervisor.actors.contact import ContactTimes, Dial, make_contact
 from supervisor.actors.hostports import HostPorts, ServeEgress, ServeRegistry
 from supervisor.actors.ledger import Ledger
+from supervisor.actors.loss import explain_loss, reason_of_guest, render_evidence
 from supervisor.actors.phases import PhaseClock
 from supervisor.actors.pool import Lease
 from supervisor.actors.transcript import Rendered, Transcript
@@ -31,7 +32,7 @@ from supervisor.guest import session
 from supervisor.guest.config import guest_config
 from supervisor.guest.link import GuestLink, send_heartbeats
 from supervisor.guest.secrets import SecretNotFound, read_secrets_sync
-from supervisor.model.build import Build, Phase, Provenance, Reason, Step
+from supervisor.model.build import Build, ErrorReason, Phase, Provenance, Reason, Step
 from supervisor.model.ids import BuildId, Tenant, machine_id
 from supervisor.model.lifecycle import Ended, Event, Interrupted, PushBegun, Succeeded
 from supervisor.model.oci import parse_digest
@@ -106,6 +107,8 @@ class BuildDeps:
     serve_egress: ServeEgress
     """Serves the proxy to one machine, within what the policy of its build allows."""
     dial: Dial
+    ca_certificates: str = ""
+    """What builders trust beside the public authorities, as PEM."""
 
 
 class BuildActor:
@@ -123,6 +126,9 @@ class BuildActor:
         )
         self._buildkit_version = ""
         self._toolchain_version = ""
+        self._machine: Machine | None = None
+        self._link: GuestLink | None = None
+        self._vmm_said = ""
         self._log = log.bind(build_id=build.id, tenant=build.tenant, attempt=build.attempt)
 
     # -- the handle ----------------------------------------------------------------------------
@@ -192,15 +198,14 @@ class BuildActor:
         """Boot the machine, hold the conversation, leave a verdict; then destroy the machine."""
         policy = self._build.request.policy
         spec = MachineSpec(machine_id(self.id, self._build.attempt), policy.cpus, policy.memory_mb)
-        machine: Machine | None = None
         async with trio.open_nursery() as nursery:
             try:
                 secrets = await self._read_secrets()
                 lease: Lease = await nursery.start(self._deps.machines.lease, spec)
-                machine = lease.machine
+                self._machine = lease.machine
                 self._clock.enter(Phase.BOOT)
-                await self._open_ports(machine, secrets, events, nursery)
-                link = await self._greet(lease)
+                await self._open_ports(lease.machine, secrets, events, nursery)
+                link = self._link = await self._greet(lease)
                 try:
                     await self._configure(link)
                     nursery.start_soon(self._keep_alive, link)
@@ -210,7 +215,7 @@ class BuildActor:
             except SecretNotFound as exc:
                 self._settle(self._ended(Reason.SECRET_NOT_FOUND, str(exc)))
             except (GuestLost, VmBootFailed) as exc:
-                self._settle(await self._explain_loss(exc, machine))
+                self._settle(await self._explain_loss(exc))
             except HostError as exc:
                 self._settle(self._blame_host(exc))
             nursery.cancel_scope.cancel(reason=f"build {self.id}: the attempt is over")
@@ -271,7 +276,14 @@ class BuildActor:
         lifetime = max(MIN_TOKEN_SECONDS, left + TOKEN_MARGIN_SECONDS)
         token = deps.mint_registry_token(build, lifetime)
         await link.send(
-            guest_config(build, deps.settings, token=token, seconds=left, now=deps.ledger.clock())
+            guest_config(
+                build,
+                deps.settings,
+                token=token,
+                seconds=left,
+                now=deps.ledger.clock(),
+                ca_certificates=deps.ca_certificates,
+            )
         )
         await link.send(wire.HostReady())
 
@@ -307,9 +319,9 @@ class BuildActor:
         if not result.ok:
             known = {reason.value for reason in GUEST_REASONS}
             reason = Reason(result.error_code) if result.error_code in known else None
-            return self._ended(
-                reason or Reason.BUILD_FAILED, result.error or "the build failed without a word"
-            )
+            reason = reason or Reason.BUILD_FAILED
+            message = result.error or "the build failed without a word"
+            return self._ended(reason, message, reason_of_guest(reason))
         base = self._build.request.base_image_digest
         if base is not None and result.base_image_digest != base:
             return self._ended(
@@ -338,25 +350,20 @@ class BuildActor:
         except GuestLost:
             return
 
-    async def _explain_loss(self, exc: GuestLost | VmBootFailed, machine: Machine | None) -> Event:
-        """Say how the guest was lost, how its VMM ended if it did, and with what last words."""
-        message = exc.message
-        evidence = getattr(exc, "evidence", "")
-        if machine is not None:
-            with trio.move_on_after(1.0):  # the link breaks a moment before the VMM is reaped
-                end = await machine.wait_exit()
-                if end.description not in message:
-                    message = f"{message}; {end.description}"
-            evidence = machine.evidence()
-        self._log.warning("machine.lost", why=message, error_code=exc.code)
-        tail = evidence.strip()[-1000:]
-        return self._ended(Reason.BUILDER_LOST, f"{message}\n{tail}" if tail else message)
+    async def _explain_loss(self, exc: GuestLost | VmBootFailed) -> Event:
+        """End the attempt with how its machine was lost."""
+        loss = await explain_loss(exc, self._machine, self._link)
+        if isinstance(exc, VmBootFailed):
+            self._vmm_said = exc.evidence
+        self._log.warning("machine.lost", why=loss.message, error_reason=loss.reason)
+        return self._ended(Reason.BUILDER_LOST, loss.error, loss.reason)
 
     def _blame_host(self, exc: HostError) -> Event:
         """End the attempt because of the host, whose disk or database refused something."""
         self._log.error("attempt.host_failed", why=exc.message, error_code=exc.code)
-        is_full = isinstance(exc, ResourceExhausted)
-        return self._ended(Reason.OUT_OF_DISK if is_full else Reason.BUILDER_LOST, exc.message)
+        if isinstance(exc, ResourceExhausted):
+            return self._ended(Reason.OUT_OF_DISK, exc.message, ErrorReason.HOST_OUT_OF_DISK)
+        return self._ended(Reason.BUILDER_LOST, exc.message, ErrorReason.HOST_FAILED)
 
     async def _conclude(self, events: BuildLog, verdict: Event) -> None:
         """Store what is left of the output, the steps, and the verdict; name what was made."""
@@ -369,7 +376,19 @@ class BuildActor:
         await self._deps.ledger.database.run(builds.set_steps, self.id, self.steps)
         if isinstance(verdict, Succeeded):
             verdict = await self._name_image(verdict)
+        elif isinstance(verdict, Ended):
+            await self._keep_evidence(verdict)
         self._build = await self._deps.ledger.apply(self._build, verdict)
+
+    async def _keep_evidence(self, verdict: Ended) -> None:
+        """Store what the operator may want to see: the machine has ended, and said all it will."""
+        text = render_evidence(self._build, verdict, self._machine, self._link, self._vmm_said)
+        if text is None:
+            return
+        try:
+            await self._deps.ledger.keep_evidence(self.id, text)
+        except HostError as exc:
+            self._log.warning("build.evidence_not_kept", why=exc.message)
 
     async def _name_image(self, verdict: Succeeded) -> Succeeded | Ended:
         """Give the image the extra name that was asked for: not before nothing can undo it."""
@@ -390,9 +409,9 @@ class BuildActor:
         if self._verdict is None:
             self._verdict = verdict
 
-    def _ended(self, reason: Reason, message: str) -> Ended:
+    def _ended(self, reason: Reason, message: str, detail: ErrorReason | None = None) -> Ended:
         self._clock.stop()
-        return Ended(reason, message, self._clock.phases)
+        return Ended(reason, message, self._clock.phases, detail)
 
     def _now(self) -> float:
         return self._deps.ledger.clock()

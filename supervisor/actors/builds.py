@@ -13,10 +13,11 @@ import trio
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueHandle
 from supervisor.actors.runner import BuildRunner
-from supervisor.errors import Conflict, InvalidRequest, RecordDamaged
+from supervisor.errors import Conflict, HostError, InvalidRequest, NotFound, RecordDamaged
 from supervisor.model.build import Build, BuildRequest, Source, Step
 from supervisor.model.events import START, EventBatch, EventId
 from supervisor.model.ids import BuildId, IdSource, Tenant, parse_build_id
+from supervisor.runtime.threads import run_in_thread
 from supervisor.store import builds
 from supervisor.store.builds import BuildFilter
 from supervisor.store.eventlog import BuildLog
@@ -187,6 +188,18 @@ class BuildService:
         async with self._ledger.logs.open(build_id) as log:
             await self._ledger.repair(build, log)
             yield EventReader(log, await log.locate(after), follow=follow)
+
+    async def evidence(self, build_id: BuildId) -> bytes:
+        """Return what the last machine of a build left, for the operator. Raises NotFound."""
+        path = self._ledger.evidence_path(build_id)
+        try:
+            return await run_in_thread(self._ledger.threads.disk, path.read_bytes)
+        except FileNotFoundError as exc:
+            raise NotFound(
+                f"build {build_id} has left no evidence: it has not lost a machine"
+            ) from exc
+        except OSError as exc:
+            raise HostError(f"{path.name} cannot be read: {exc.strerror}") from exc
 
     def log_path(self, build_id: BuildId) -> Path:
         """Return the plain-text log of a build."""

@@ -10,6 +10,7 @@ import trio
 from agent import wire
 from supervisor.errors import GuestLost
 from supervisor.guest.link import GuestLink
+from supervisor.model.build import ErrorReason
 from supervisor.vm.machine import Machine
 
 Dial = Callable[[Machine, int], Awaitable[trio.abc.Stream]]
@@ -41,7 +42,8 @@ async def make_contact(machine: Machine, dial: Dial, times: ContactTimes) -> Con
         with trio.fail_after(times.boot_timeout):
             stream = await dial(machine, wire.CONTROL_PORT)
     except trio.TooSlowError as exc:
-        raise GuestLost(f"the machine did not boot within {times.boot_timeout:g} s") from exc
+        why = f"the machine did not boot within {times.boot_timeout:g} s"
+        raise GuestLost(why, reason=ErrorReason.BOOT_TIMEOUT) from exc
     link = GuestLink(stream, silence_seconds=times.link_silence)
     try:
         return Contact(link, await link.receive_hello())

@@ -7,6 +7,7 @@ any moment exactly one of them owns a build.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -68,6 +69,14 @@ class Ledger:
     def source_path(self, build_id: BuildId) -> Path:
         """Return where the uploaded archive of a build is."""
         return self.directory(build_id) / "source" / "source.tar.gz"
+
+    def evidence_path(self, build_id: BuildId) -> Path:
+        """Return where the evidence of a build is whose machine was lost; see `keep_evidence`."""
+        return self.logs.directory(build_id) / "evidence.txt"
+
+    async def keep_evidence(self, build_id: BuildId, text: str) -> None:
+        """Keep, for the operator, what a machine left that was lost. Raises HostError."""
+        await run_in_thread(self.threads.disk, self._write_evidence_sync, build_id, text)
 
     async def find_made_by(self, key: IdempotencyKey, asked: Build) -> Build | None:
         """Return the build that `key` has made before. Raises Conflict if it was another request.
@@ -166,8 +175,14 @@ class Ledger:
         await self.discard(build_id)
 
     async def discard(self, build_id: BuildId) -> None:
-        """Remove the files of a build that is not, or no longer, recorded."""
-        await run_in_thread(self.threads.disk, remove_tree_sync, self.directory(build_id))
+        """Remove the files of a build that is not, or no longer, recorded. Raises HostError."""
+        directory = self.directory(build_id)
+        try:
+            await run_in_thread(self.threads.disk, remove_tree_sync, directory)
+        except OSError as exc:
+            raise HostError(
+                f"the files of build {build_id} cannot be removed: {exc.strerror}"
+            ) from exc
 
     async def _remove_image(self, build: Build) -> None:
         """Remove the image of a build that ends without one, whichever attempt has pushed it: its
@@ -187,6 +202,8 @@ class Ledger:
         facts = {"build_id": build.id, "tenant": build.tenant, "attempt": build.attempt}
         if build.error_code:
             facts["error_code"] = build.error_code
+        if build.error_reason:
+            facts["error_reason"] = build.error_reason
         log.info(f"build.{build.status}", **facts)
         async with self.logs.open(build.id) as events:
             await self._tell(build, events)
@@ -215,6 +232,16 @@ class Ledger:
                 events.abandon()
             raise
 
+    def _write_evidence_sync(self, build_id: BuildId, text: str) -> None:
+        path = self.evidence_path(build_id)
+        try:
+            # Not atomically: a crash makes another attempt, and the half of it is no lie.
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+            with open(fd, "wb") as file:  # noqa: PTH123 - Path cannot open a descriptor
+                file.write(text.encode(errors="replace"))
+        except OSError as exc:
+            raise HostError(f"{path.name} cannot be written: {exc.strerror}") from exc
+
     def _write_metadata_sync(self, build: Build) -> None:
         """Have metadata.json say this, for people and scripts; the database is what counts."""
         shown = {
@@ -226,6 +253,7 @@ class Ledger:
             "source_hash": f"sha256:{build.source.sha256}",
             "image_digest": build.image_digest,
             "error_code": build.error_code,
+            "error_reason": build.error_reason,
             "error": build.error,
         }
         present = {key: value for key, value in shown.items() if value is not None}

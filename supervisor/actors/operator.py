@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -22,6 +23,7 @@ from supervisor.model.host import HostFacts, HostLoad, MachinePhase, MachineStat
 from supervisor.model.ids import Tenant, machine_id
 from supervisor.runtime.threads import run_in_thread
 from supervisor.store.builds import BuildFilter, count_by_status, list_builds, pick_queued
+from supervisor.vm.usage import MachineUsage, measure_machines_sync
 
 MAX_SHOWN = 1000
 """Waiting builds in one answer; the rest are further from starting."""
@@ -73,6 +75,11 @@ class OperatorService:
     async def machines(self) -> list[MachineState]:
         """Return the machines of running builds, the oldest first, and then those of the pool."""
         builds = (await self.queue(None)).running
+        used = await run_in_thread(
+            self._ledger.threads.disk,
+            measure_machines_sync,
+            self._settings.runtime_dir / "machines",
+        )
         running = [
             MachineState(
                 id=self._pool.machine_of(machine_id(build.id, build.attempt)),
@@ -97,7 +104,7 @@ class OperatorService:
             )
             for each in self._pool.state.waiting
         ]
-        return running + waiting
+        return [_with_usage(machine, used.get(machine.id)) for machine in running + waiting]
 
     async def count_builds(self) -> Mapping[Status, int]:
         """Return how many builds there are of each status."""
@@ -122,6 +129,10 @@ class OperatorService:
             disk_bytes=disk.f_blocks * disk.f_frsize,
             disk_free_bytes=disk.f_bavail * disk.f_frsize,
         )
+
+
+def _with_usage(machine: MachineState, used: MachineUsage | None) -> MachineState:
+    return machine if used is None else replace(machine, pid=used.pid, rss_bytes=used.rss_bytes)
 
 
 def _read_meminfo_sync(path: Path) -> dict[str, int]:

@@ -33,7 +33,7 @@ from supervisor.actors.registry import RegistryActor
 from supervisor.actors.retention import RetentionActor, RetentionPolicy
 from supervisor.actors.runner import BuildRunner
 from supervisor.actors.schedule import Capacity
-from supervisor.config import Settings
+from supervisor.config import Settings, load_ca_certificates
 from supervisor.egress.policy import EgressLimits, EgressPolicy
 from supervisor.egress.proxy import OnDecision, serve_egress
 from supervisor.egress.resolver import host_resolver
@@ -74,6 +74,8 @@ class RootDeps:
     why_not_ready: Callable[[], str | None]
     facts: HostFacts
     metrics: Metrics
+    on_end: Callable[[Build], None]
+    """Told of each build that has just got its final status."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ class RootActor:
             deps.threads,
             deps.clock,
             deps.registry.handle.delete_repository,
-            deps.metrics.count_end,
+            deps.on_end,
         )
         self._address_rule = host_address_rule(deps.settings.egress_allowed_networks)
+        self._ca_certificates = load_ca_certificates(deps.settings)
         self._resolver = host_resolver(deps.threads.names)
         self._limits = QueueLimits(
             Capacity(deps.settings.max_concurrent_source_builds, deps.settings.tenant_capacity),
@@ -233,6 +236,7 @@ class RootActor:
             serve_registry=deps.serve_registry,
             serve_egress=self._serve_egress,
             dial=wait_connect,
+            ca_certificates=self._ca_certificates,
         )
 
     def _mint_token(self, build: Build, lifetime_seconds: float) -> str:

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 
 from supervisor.egress.policy import Decision
 from supervisor.guest.lines import Line, size_of
-from supervisor.guest.session import StepChanged
+from supervisor.guest.session import UNKNOWN_STEP, StepChanged
 from supervisor.model.build import Step
 from supervisor.model.events import egress_event, log_event, step_event
 from supervisor.model.times import rfc3339
+
+_BREAKS = {
+    ord(character): character.encode("unicode_escape").decode()
+    for character in "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+}
+"""Whatever ends a line for somebody, and how it is written in the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ class Transcript:
                 continues = continues or not text
             else:
                 text += "\n" if self._open_line and text else "", self._prefix(line.step)
-            text += line.content, "" if line.is_partial else "\n"
+            text += _shown(line.content), "" if line.is_partial else "\n"
             self._open_line = origin if line.is_partial else None
         said = self._limited(Rendered(events, "".join(text).encode(), continues), now)
         if self.is_full:
@@ -105,7 +111,7 @@ class Transcript:
         return Rendered([log_event(rfc3339(now), "", said)], f"{said}\n".encode())
 
     def _prefix(self, step: str) -> str:
-        number = self._number_of(step)
+        number = UNKNOWN_STEP if step == UNKNOWN_STEP else self._number_of(step)
         return f"#{number} " if number is not None else ""
 
     def _limited(self, said: Rendered, now: float) -> Rendered:
@@ -127,6 +133,13 @@ def _ending(step: Step) -> str:
         return "CACHED"
     took = max(0.0, step.completed_at - (step.started_at or step.completed_at))
     return f"DONE {took:.1f}s"
+
+
+def _shown(content: str) -> str:
+    """Return a line that is one for every reader: else what is behind a carriage return, say, would
+    look like a line of another step.
+    """
+    return content.translate(_BREAKS)
 
 
 def _one_line(text: str) -> str:

@@ -26,6 +26,9 @@ def authenticate(scope: Mapping[str, Any], authorization: str | None, keys: Keys
         return local
     if authorization is None:
         raise Unauthorized("a token is needed: Authorization: Bearer <token>")
+    if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+        # Whoever stands before us may have looked at another one of them.
+        raise Unauthorized("the request has more than one Authorization header")
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise Unauthorized("only Bearer tokens are accepted: Authorization: Bearer <token>")

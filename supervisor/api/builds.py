@@ -22,7 +22,7 @@ from supervisor.api.queries import (
 from supervisor.api.submissions import parse_key, submit
 from supervisor.api.uploads import open_upload
 from supervisor.api.views import json_response, render_build
-from supervisor.errors import NotFound
+from supervisor.errors import InvalidRequest, NotFound
 from supervisor.model.build import Build
 from supervisor.model.events import render_step
 from supervisor.model.ids import BuildId, parse_build_id
@@ -86,6 +86,8 @@ class BuildRoutes:
         kinds = ("text/event-stream", "text/plain")
         if request.accept_mimetypes.best_match(kinds) == "text/plain":
             check_names(request.args, ("follow",))
+            if parse_flag(request.args, "follow", default=False):
+                raise InvalidRequest("the log as text is what there is so far: follow it as events")
             build = await self.visible(id)
             return log_response(self._builds.log_path(build.id), request, self._deps)
         return await self._event_stream(id, follow=True)
@@ -99,6 +101,15 @@ class BuildRoutes:
         check_names(request.args, ())
         build = await self.visible(id)
         return json_response([render_step(step) for step in await self._builds.steps(build.id)])
+
+    async def build_evidence(self, id: str) -> Response:
+        """Show what a machine left that was lost, or ran out of something."""
+        check_names(request.args, ())
+        build = await self.visible(id)
+        response = Response(await self._builds.evidence(build.id))
+        response.content_type = "text/plain; charset=utf-8"
+        response.headers["X-Content-Type-Options"] = "nosniff"  # a guest has written in it
+        return response
 
     async def visible(self, id: str) -> Build:
         """Return the build if there is one that the caller may see. Raises NotFound."""

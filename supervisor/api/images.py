@@ -78,7 +78,7 @@ class ImageRoutes:
         limit = parse_limit(request.args)
         repository = None
         if (text := request.args.get("repository")) is not None:
-            repository = parse_repository(text)
+            repository = self._parse_repository(text)
             if repository is None:
                 raise InvalidRequest("the parameter `repository` is not the name of a repository")
         found = await self._images.list(
@@ -143,17 +143,23 @@ class ImageRoutes:
 
     def _parse(self, name: str) -> ImageName:
         """Return what a name means: as it is pulled, or without the registry and the tenant."""
-        name = name.removeprefix(f"{self._deps.registry_address}/")
+        name = self._without_registry(name)
         rest, at, text = name.partition("@")
         head, slash, last = rest.rpartition("/")
         last, colon, tag = last.partition(":")
-        repository = parse_repository(
-            f"{head}{slash}{last}" if slash else f"{g.caller.tenant}/{last}"
-        )
+        repository = self._parse_repository(f"{head}{slash}{last}")
         reference: Tag | Digest | None = parse_digest(text) if at else parse_tag(tag or "latest")
         if repository is None or reference is None or (colon and not parse_tag(tag)):
             raise NotFound("that is no name of an image: repository:tag or repository@digest")
         return ImageName(repository, reference)
+
+    def _parse_repository(self, text: str) -> RepositoryName | None:
+        """Return what a repository's name means: without a slash it is the caller's tenant's."""
+        text = self._without_registry(text)
+        return parse_repository(text if "/" in text else f"{g.caller.tenant}/{text}")
+
+    def _without_registry(self, name: str) -> str:
+        return name.removeprefix(f"{self._deps.registry_address}/")
 
     def _render(self, image: StoredImage) -> dict[str, Any]:
         place = f"{self._deps.registry_address}/{image.repository}"

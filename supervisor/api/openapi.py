@@ -26,7 +26,7 @@ from supervisor.api.views import (
     json_response,
 )
 from supervisor.api.yamltext import to_yaml
-from supervisor.model.build import Status
+from supervisor.model.build import Reason, Status
 
 Json = dict[str, Any]
 
@@ -46,8 +46,15 @@ _EVENT: Json = {
     "properties": {
         "type": {"enum": ["log", "status", "step", "egress", "heartbeat"]},
         "timestamp": {"type": "string", "format": "date-time"},
+        "id": {"type": "integer"},
         "content": {"type": "string"},
+        "partial": {"const": True, "description": "The line goes on in the next event."},
         "status": {"enum": list(Status)},
+        "error_code": {"enum": list(Reason), "description": "Of a build that has failed."},
+        "error_reason": {
+            "type": "string",
+            "description": "What exactly happened, if more is known.",
+        },
         "step": {"type": "object"},
         "egress": {
             "type": "object",
@@ -115,7 +122,11 @@ def build_spec(deps: ApiDeps) -> Json:
         ],
         ref_template=_REF,
     )
-    schemas: Json = {name: _without_nulls(schema) for name, schema in definitions["$defs"].items()}
+    bodies = {TokenRequest.__name__, *(model.__name__ for model in operator.BODIES.values())}
+    schemas: Json = {
+        name: _plain(schema, takes_null=name in bodies)
+        for name, schema in definitions["$defs"].items()
+    }
     schemas["Event"] = _EVENT
     fields = schemas.pop("BuildFields")["properties"]
     paths: Json = {}
@@ -211,9 +222,6 @@ _PARAMETERS: dict[str, list[Json]] = {
     "follow_build": [_query("after", _AFTER, "Send only what came after this event.")],
 }
 
-_SSE: Json = {"text/event-stream": {"schema": {"type": "string"}}}
-_TEXT: Json = {"text/plain": {"schema": {"type": "string"}}}
-
 
 def _content(schema: Json) -> Json:
     return {"application/json": {"schema": schema}}
@@ -221,6 +229,26 @@ def _content(schema: Json) -> Json:
 
 def _ref(name: str) -> Json:
     return {"$ref": _REF.format(model=name)}
+
+
+_SSE: Json = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "Of each event of the stream.",
+            "required": ["data"],
+            "properties": {
+                "id": {"type": "string", "description": "Absent for a heartbeat."},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": _ref("Event"),
+                },
+            },
+        }
+    }
+}
+_TEXT: Json = {"text/plain": {"schema": {"type": "string"}}}
 
 
 def _list_of(name: str) -> Json:
@@ -251,6 +279,9 @@ _SUCCESS: dict[str, dict[int, tuple[str, Json | None]]] = {
     },
     "build_events": {200: ("Events.", _SSE)},
     "build_steps": {200: ("The steps.", _content(_list_of("StepView")))},
+    "build_evidence": {
+        200: ("The last of the console, of the host's programs, and of the messages.", _TEXT)
+    },
     "submit_and_follow": {101: ("A websocket.", None)},
     "follow_build": {101: ("A websocket.", None)},
     "create_token": {201: ("The token.", _content(_ref("TokenView")))},
@@ -270,15 +301,30 @@ _PROBLEMS: dict[str, frozenset[int]] = {
 """Beside those that every route has."""
 
 
+def _header(description: str, *, kind: str = "string") -> Json:
+    return {"schema": {"type": kind}, "description": description}
+
+
+_HEADERS: dict[str, Json] = {
+    "submit_build": {
+        "Location": _header("The build's path."),
+        "Warning": _header("A part is deprecated."),
+    },
+    "retry_build": {"Location": _header("The build's path.")},
+    "list_builds": {"Link": _header('The next page, if there is one: `<…>; rel="next"`.')},
+    "list_images": {"Link": _header('The next page, if there is one: `<…>; rel="next"`.')},
+}
+"""Of answers that are no problems."""
+
+
 def _responses(route: Route) -> Json:
     responses: Json = {}
     for status, (description, content) in _SUCCESS[route.name].items():
         responses[str(status)] = {"description": description}
         if content is not None:
             responses[str(status)]["content"] = content
-    if route.name in ("submit_build", "retry_build"):
-        link = {"schema": {"type": "string"}, "description": "The build's path."}
-        responses["202"]["headers"] = {"Location": link}
+        if (headers := _HEADERS.get(route.name)) is not None:
+            responses[str(status)]["headers"] = headers
     statuses = {400, 500} | _PROBLEMS.get(route.name, frozenset())
     if route.permission is not None:
         statuses |= {401, 403}
@@ -290,6 +336,8 @@ def _responses(route: Route) -> Json:
             "description": "One of: " + ", ".join(f"`{code}`" for code in codes),
             "content": _content(_ref("ProblemView")),
         }
+    if "429" in responses:
+        responses["429"]["headers"] = {"Retry-After": _header("Seconds.", kind="integer")}
     return responses
 
 
@@ -312,20 +360,22 @@ def _form(deps: ApiDeps, fields: Json) -> Json:
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
-def _without_nulls(schema: Any) -> Any:
-    """Drop what pydantic says about None: here a value is absent instead."""
+def _plain(schema: Any, *, takes_null: bool) -> Any:
+    """Drop titles, and what pydantic says about None: in answers and forms a value is absent
+    instead. A body of JSON may have null for it.
+    """
     if isinstance(schema, list):
-        return [_without_nulls(item) for item in schema]
+        return [_plain(item, takes_null=takes_null) for item in schema]
     if not isinstance(schema, dict):
         return schema
     kept = {
-        key: _without_nulls(value)
+        key: _plain(value, takes_null=takes_null)
         for key, value in schema.items()
         if not (key == "default" and value is None)
         and not (key == "title" and isinstance(value, str))
     }
     options = kept.get("anyOf")
-    if isinstance(options, list) and {"type": "null"} in options:
+    if isinstance(options, list) and {"type": "null"} in options and not takes_null:
         options = [option for option in options if option != {"type": "null"}]
         del kept["anyOf"]
         kept = {**options[0], **kept} if len(options) == 1 else {"anyOf": options, **kept}

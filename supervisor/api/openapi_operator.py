@@ -18,6 +18,7 @@ from supervisor.api.operator_views import (
     SystemView,
     UsageView,
 )
+from supervisor.model.oci import DIGEST_PATTERN, MAX_REPOSITORY_LENGTH, REPOSITORY_PATTERN
 
 Json = dict[str, Any]
 
@@ -71,12 +72,20 @@ NAME: Json = {
 REPOSITORY: Json = {
     "name": "repository",
     "in": "query",
-    "schema": {"type": "string", "pattern": "^[a-z0-9]+([._-][a-z0-9]+)*(/[a-z0-9]+)*$"},
+    "schema": {
+        "type": "string",
+        "pattern": f"^{REPOSITORY_PATTERN}$",
+        "maxLength": MAX_REPOSITORY_LENGTH,
+    },
     "description": "Only images of this repository.",
 }
 CURSOR: Json = {
     "name": "cursor",
     "in": "query",
-    "schema": {"type": "string", "pattern": "^[a-z0-9]+(/[a-z0-9]+)*@sha256:[0-9a-f]{64}$"},
+    "schema": {
+        "type": "string",
+        "pattern": f"^{REPOSITORY_PATTERN}@{DIGEST_PATTERN}$",
+        "maxLength": MAX_REPOSITORY_LENGTH + len("@sha256:") + 64,
+    },
     "description": "From the `Link` header of the page before.",
 }

@@ -73,6 +73,8 @@ class OperatorRoutes:
                 since=rfc3339(machine.since),
                 build=machine.build_id,
                 tenant=machine.tenant,
+                pid=machine.pid,
+                rss_bytes=machine.rss_bytes,
             )
             for machine in await self._operator.machines()
         ]

@@ -59,6 +59,12 @@ class MachineView(BaseModel):
     )
     build: str | None = None
     tenant: str | None = None
+    pid: int | None = Field(None, description="Of the VMM on the host; absent if there is none.")
+    rss_bytes: int | None = Field(
+        None,
+        description="What the VMM has in memory; of the guest's, what the guest has touched.",
+        json_schema_extra=_BYTES,
+    )
 
 
 class UsageView(BaseModel):

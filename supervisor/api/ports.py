@@ -109,6 +109,10 @@ class Builds(Protocol):
         """Read the events of a build behind `after`. Raises NotFound."""
         ...
 
+    async def evidence(self, build_id: BuildId) -> bytes:
+        """Return what the last machine of a build left, as text. Raises NotFound."""
+        ...
+
     def log_path(self, build_id: BuildId) -> Path:
         """Return the plain-text log; it may not exist yet."""
         ...

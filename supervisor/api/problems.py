@@ -98,8 +98,11 @@ def problem_of(error: Exception) -> Problem:
             why = "another program holds the database of the host; try again later"
             return Problem(503, NotReady.code, why, headers=headers)
         case RecordDamaged(message=message):
-            log.bind(why=message).error("api.record_damaged")
-            return Problem(500, "internal_error", message)
+            incident = _incident()
+            log.bind(why=message, incident=incident).error("api.record_damaged")
+            return Problem(
+                500, "internal_error", f"{message}; the daemon's log has it as {incident}"
+            )
         case HTTPException():
             return _problem_of_http(error)
         case _:
@@ -136,9 +139,14 @@ def _problem_of_http(error: HTTPException) -> Problem:
 
 
 def _internal(error: Exception) -> Problem:
-    incident = (g.get("request_id") if has_request_context() else None) or secrets.token_hex(8)
+    incident = _incident()
     code = error.code if isinstance(error, SupervisorError) else type(error).__name__
     log.opt(exception=error).bind(incident=incident, error=code).error("api.internal_error")
     return Problem(
         500, "internal_error", f"the daemon failed; its log has the reason under {incident}"
     )
+
+
+def _incident() -> str:
+    """Return the id under which the log has what went wrong: the request's, if there is one."""
+    return (g.get("request_id") if has_request_context() else None) or secrets.token_hex(8)

@@ -51,6 +51,7 @@ ROUTES = (
     Route("build_logs", "GET", "/builds/{id}/logs", READ, "Follow a build, or get its log as text"),
     Route("build_events", "GET", "/builds/{id}/events", READ, "Read the events of a build"),
     Route("build_steps", "GET", "/builds/{id}/steps", READ, "List the BuildKit steps of a build"),
+    Route("build_evidence", "GET", "/builds/{id}/evidence", ADMIN, "Show what a machine left"),
     Route("retry_build", "POST", "/builds/{id}/retry", WRITE, "Build again what has ended"),
     Route("follow_build", "GET", "/builds/{id}/ws", READ, "Follow a build on a websocket"),
     Route("create_token", "POST", "/tokens", ADMIN, "Make an API token"),

@@ -15,10 +15,11 @@ from pathlib import Path
 import trio
 
 from supervisor.api.ports import ApiDeps
-from supervisor.errors import InvalidRequest, PayloadTooLarge, ResourceExhausted
+from supervisor.errors import HostError, InvalidRequest, PayloadTooLarge, ResourceExhausted
 from supervisor.model.build import Source
 from supervisor.model.ids import BuildId
 from supervisor.runtime.files import fsync_directory_sync
+from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
 
 WRITE_BYTES = 1 << 20
@@ -65,9 +66,15 @@ class Upload:
         return Source(self._hash.hexdigest(), self._size)
 
     def abandon_sync(self) -> None:
-        """Remove the file at once, without a checkpoint. Idempotent."""
-        self._close_sync()
-        self.path.unlink(missing_ok=True)
+        """Remove the file at once, without a checkpoint. Idempotent.
+
+        One that the host does not let go is logged; the next start removes it.
+        """
+        try:
+            self._close_sync()
+            self.path.unlink(missing_ok=True)
+        except OSError as exc:
+            log.warning("upload.not_removed", build_id=self.build_id, why=exc.strerror)
 
     async def _flush(self) -> None:
         pieces, self._pieces, self._held = self._pieces, [], 0
@@ -100,8 +107,8 @@ class Upload:
 
     def _close_sync(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 @asynccontextmanager
@@ -116,4 +123,7 @@ async def open_upload(deps: ApiDeps) -> AsyncIterator[Upload]:
         if not upload.is_handed_over:
             upload.abandon_sync()
             with trio.move_on_after(DISCARD_SECONDS, shield=True):
-                await deps.builds.discard(build_id)
+                try:
+                    await deps.builds.discard(build_id)
+                except HostError as exc:
+                    log.warning("upload.not_removed", build_id=build_id, why=exc.message)

@@ -12,7 +12,15 @@ from typing import Any
 from pydantic import BaseModel, Field, JsonValue
 from quart_trio.wrappers import TrioResponse as Response
 
-from supervisor.model.build import Build, NetworkMode, Phase, Provenance, Reason, Status
+from supervisor.model.build import (
+    Build,
+    ErrorReason,
+    NetworkMode,
+    Phase,
+    Provenance,
+    Reason,
+    Status,
+)
 from supervisor.model.times import rfc3339
 
 TIME: dict[str, JsonValue] = {"format": "date-time"}
@@ -52,7 +60,7 @@ class BuildView(BaseModel):
     created_at: str = Field(json_schema_extra=TIME)
     started_at: str | None = Field(None, json_schema_extra=TIME)
     completed_at: str | None = Field(None, json_schema_extra=TIME)
-    queue_position: int | None = Field(None, ge=1, description="Only while queued.")
+    queue_position: int | None = Field(None, ge=1, description="Only while it waits.")
     duration_ms: int | None = Field(
         None, description="From the first start to the end; 0 for a build that never started."
     )
@@ -61,6 +69,9 @@ class BuildView(BaseModel):
     image_ref: str | None = Field(None, description="What to pull.")
     error: str | None = None
     error_code: Reason | None = None
+    error_reason: ErrorReason | None = Field(
+        None, description="What exactly happened, where `error_code` alone leaves it open."
+    )
     provenance: ProvenanceView | None = None
 
 
@@ -122,6 +133,7 @@ def render_build(
         image_ref=_image_ref(build, registry_address),
         error=build.error,
         error_code=build.error_code,
+        error_reason=build.error_reason,
         provenance=_provenance(build.provenance),
     )
     return view.model_dump(mode="json", exclude_none=True)

@@ -1,6 +1,7 @@
 """The composition root: everything the daemon is made of, in the order in which it needs itself.
 
-    signals ⊃ lock ⊃ store ⊃ hypervisor ⊃ actors (registry ⊃ pool ⊃ builds ⊃ queue) ⊃ listeners
+    signals ⊃ lock ⊃ traces ⊃ store ⊃ hypervisor
+        ⊃ actors (registry ⊃ pool ⊃ builds ⊃ queue) ⊃ listeners
 
 Leaving the blocks is the shutdown order; there is no other shutdown sequence.
 """
@@ -25,8 +26,10 @@ from supervisor.api.ports import ApiDeps
 from supervisor.config import Keys, Settings, load_keys
 from supervisor.daemon.lock import hold_lock, prepare_directories
 from supervisor.daemon.mirroring import mirror_config
+from supervisor.daemon.tracing import TellEnd, open_tracing
 from supervisor.errors import ConfigError
 from supervisor.images.lookup import find_builder_image
+from supervisor.model.build import Build
 from supervisor.model.host import HostFacts
 from supervisor.registry.app import Registry
 from supervisor.runtime.activation import PassedSockets, take_sockets
@@ -75,6 +78,7 @@ class _Daemon:
         """Where the API is on TCP: with PORT=0, or a socket that was passed, known once it is."""
         self._threads = Threads()
         self._metrics = Metrics()
+        self._trace: TellEnd
         self._system: System | None = None
         self._stopped = trio.Event()
 
@@ -82,7 +86,10 @@ class _Daemon:
         """Bring everything up, wait for the end of `obey`, and take everything down."""
         settings = self._settings
         notify("STATUS=Starting: recovering what an earlier run has left.")
-        async with open_database(settings.data_dir / "hypeman.db") as database:
+        async with (
+            open_tracing(settings.otel_exporter_otlp_endpoint) as self._trace,
+            open_database(settings.data_dir / "hypeman.db") as database,
+        ):
             image = find_builder_image(settings.effective_images_dir, settings.builder_image)
             hypervisor = await start_hypervisor(
                 QemuConfig(
@@ -142,6 +149,7 @@ class _Daemon:
                 why_not_ready=self._why_not_ready,
                 facts=facts,
                 metrics=self._metrics,
+                on_end=self._on_end,
             )
         )
         async with trio.open_nursery() as nursery:
@@ -193,6 +201,10 @@ class _Daemon:
     async def _drain(self, system: System) -> None:
         await system.drain(self._settings.drain_grace)
         self._stopped.set()
+
+    def _on_end(self, build: Build) -> None:
+        self._metrics.count_end(build)
+        self._trace(build)
 
     def _why_not_ready(self) -> str | None:
         disk = os.statvfs(self._settings.data_dir)

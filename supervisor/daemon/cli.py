@@ -14,7 +14,13 @@ from typing import Annotated
 import trio
 import typer
 
-from supervisor.config import Settings, effective_values, load_keys, load_settings
+from supervisor.config import (
+    Settings,
+    effective_values,
+    load_ca_certificates,
+    load_keys,
+    load_settings,
+)
 from supervisor.daemon.app import run_daemon
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.runtime.logs import log, setup_logging
@@ -88,6 +94,7 @@ def _load(config: Path | None) -> Settings:
     try:
         settings = load_settings(config)
         load_keys(settings)
+        load_ca_certificates(settings)
     except ConfigError as exc:
         sys.stderr.write(f"hypeman-supervisor: {exc.message}\n")
         raise SystemExit(EXIT_USAGE) from None

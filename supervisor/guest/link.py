@@ -5,14 +5,17 @@ Everything that can go wrong with the peer leaves here as GuestLost; nothing els
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import trio
 
 from agent import wire
 from supervisor.errors import GuestLost, HostError
+from supervisor.model.build import ErrorReason
 from supervisor.runtime.clock import Clock
 
+KEPT_FRAMES = 20
 _RECEIVE_BYTES = 64 << 10
 
 
@@ -25,6 +28,7 @@ class GuestLink:
         self._decoder = wire.FrameDecoder()
         self._received: Iterator[wire.Message | wire.Unknown] = iter(())
         self._send_lock = trio.Lock()
+        self._recent: deque[tuple[float, str]] = deque(maxlen=KEPT_FRAMES)
 
     async def send(self, message: wire.Message) -> None:
         """Send one message. If this is cancelled the link is unusable. Raises GuestLost."""
@@ -37,9 +41,11 @@ class GuestLink:
                 with trio.fail_after(self._silence_seconds):
                     await self._stream.send_all(frame)
         except trio.TooSlowError as exc:
-            raise GuestLost(f"the guest took no message for {self._silence_seconds:g} s") from exc
+            why = f"the guest took no message for {self._silence_seconds:g} s"
+            raise GuestLost(why, reason=ErrorReason.GUEST_SILENT) from exc
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise GuestLost("the connection to the guest broke") from exc
+            raise self._broken("the connection to the guest broke") from exc
+        self._recent.append((trio.current_time(), f"sent {message.TYPE}"))
 
     async def receive(self) -> wire.Message | wire.Unknown:
         """Return the next message.
@@ -53,6 +59,7 @@ class GuestLink:
         while True:
             try:
                 for message in self._received:
+                    self._note_received(message)
                     return message
             except wire.WireError as exc:
                 raise GuestLost(f"the guest broke the protocol: {exc}") from exc
@@ -70,6 +77,14 @@ class GuestLink:
             )
         return message
 
+    def recent_frames(self) -> str:
+        """Return the last messages of both sides, a line each: when, which, never their content."""
+        now = trio.current_time()
+        lines = [f"{now - at:8.3f} s ago: {what}" for at, what in self._recent]
+        if not self._decoder.is_clean:
+            lines.append("the beginning of a message that never ended")
+        return "\n".join(lines)
+
     async def aclose(self) -> None:
         """Close the connection without politeness."""
         await trio.aclose_forcefully(self._stream)
@@ -79,12 +94,23 @@ class GuestLink:
             with trio.fail_after(self._silence_seconds):
                 data = await self._stream.receive_some(_RECEIVE_BYTES)
         except trio.TooSlowError as exc:
-            raise GuestLost(f"the guest said nothing for {self._silence_seconds:g} s") from exc
+            why = f"the guest said nothing for {self._silence_seconds:g} s"
+            raise GuestLost(why, reason=ErrorReason.GUEST_SILENT) from exc
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise GuestLost("the connection to the guest broke") from exc
+            raise self._broken("the connection to the guest broke") from exc
         if not data:
-            raise GuestLost("the guest closed its connection")
+            raise self._broken("the guest closed its connection")
         return data
+
+    def _broken(self, what: str) -> GuestLost:
+        where = "" if self._decoder.is_clean else " in the middle of a message"
+        return GuestLost(what + where, reason=ErrorReason.LINK_LOST)
+
+    def _note_received(self, message: wire.Message | wire.Unknown) -> None:
+        kind = "a message of unknown type" if isinstance(message, wire.Unknown) else message.TYPE
+        seq = getattr(message, "seq", None)
+        number = "" if seq is None else f" {seq}"
+        self._recent.append((trio.current_time(), f"received {kind}{number}"))
 
 
 async def send_heartbeats(link: GuestLink, now: Clock) -> None:

@@ -31,6 +31,10 @@ MAX_OUTPUT_LINES = 500
 MAX_LOCKFILES = 1_000
 MAX_LOCKFILE_CHARACTERS = 128 << 10
 """Of the paths of all lock files together."""
+UNKNOWN_STEP = "?"
+"""Stands for a step that was not reported (one behind `MAX_STEPS`, say): its lines must not look
+like those of nobody, which are the host's and the agent's.
+"""
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -137,7 +141,8 @@ class Session:
     def _on_log(self, message: wire.Log) -> Iterator[Action]:
         if len(message.data) > wire.MAX_LOG_DATA_BYTES:
             raise GuestLost(f"the guest sent {len(message.data)} bytes of log in one message")
-        step = message.step if message.step in self._steps else ""
+        is_known = not message.step or message.step in self._steps
+        step = message.step if is_known else UNKNOWN_STEP
         self._time = _sane_time(message.time)
         if self._drops(len(message.data)):
             return

@@ -50,6 +50,30 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
 
 
+class ErrorReason(StrEnum):
+    """What exactly ended a build, where `error_code` only says what kind of end it was.
+
+    Not every end has one: a step that fails needs no more words. More of them may come.
+    """
+
+    BOOT_FAILED = "boot_failed"
+    BOOT_TIMEOUT = "boot_timeout"
+    VMM_EXITED = "vmm_exited"
+    VMM_UNRESPONSIVE = "vmm_unresponsive"
+    VSOCK_DEVICE_EXITED = "vsock_device_exited"
+    GUEST_STOPPED = "guest_stopped"
+    GUEST_SILENT = "guest_silent"
+    LINK_LOST = "link_lost"
+    PROTOCOL_BROKEN = "protocol_broken"
+    GUEST_OUT_OF_MEMORY = "guest_out_of_memory"
+    GUEST_OUT_OF_DISK = "guest_out_of_disk"
+    BUILDKIT_FAILED = "buildkit_failed"
+    HOST_OUT_OF_DISK = "host_out_of_disk"
+    HOST_FAILED = "host_failed"
+    ATTEMPTS_LOST = "attempts_lost"
+    RECORD_DAMAGED = "record_damaged"
+
+
 class Phase(StrEnum):
     """The parts of a build's time that are measured apart."""
 
@@ -151,6 +175,7 @@ class Build:
     completed_at: float | None = None
     cancel_requested: bool = False
     error_code: Reason | None = None
+    error_reason: ErrorReason | None = None
     error: str | None = None
     image_digest: str | None = None
     provenance: Provenance | None = None

@@ -7,6 +7,7 @@ the build's event file, so resuming after an id is one seek, and ids increase wi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NewType
@@ -15,6 +16,9 @@ from supervisor.model.build import Build, Step
 from supervisor.model.times import rfc3339
 
 EventId = NewType("EventId", int)
+DAMAGED = "[an event is damaged on the host's disk and cannot be shown]"
+_SEPARATORS = {number: f"\\u{number:04x}" for number in (0x85, 0x2028, 0x2029)}
+"""What ends a line for some readers of streams, though neither for JSON nor for us."""
 START = EventId(0)
 """The id before the first event."""
 
@@ -53,6 +57,8 @@ def status_event(timestamp: str, build: Build) -> bytes:
         event["content"] = build.error
     if build.error_code is not None:
         event["error_code"] = build.error_code
+    if build.error_reason is not None:
+        event["error_reason"] = build.error_reason
     return _dump(event)
 
 
@@ -96,12 +102,48 @@ def render_step(step: Step) -> dict[str, Any]:
     return shown
 
 
+def with_damage_marked(events: Sequence[bytes]) -> Sequence[bytes]:
+    """Return stored events, with a marker in the place of each that is none: the disk may rot.
+
+    The marker is a line of output like others, at the time of the event before it, and says
+    `"damaged": true`. Returns `events` itself if there is no damage.
+    """
+    if _are_events(b"[" + b",".join(events) + b"]", len(events)):
+        return events
+    marked, timestamp = [], rfc3339(0)
+    for event in events:
+        if _are_events(b"[" + event + b"]", 1):
+            timestamp = json.loads(event)["timestamp"]
+            marked.append(event)
+        else:
+            marker = {"type": "log", "timestamp": timestamp, "content": DAMAGED, "damaged": True}
+            marked.append(_dump(marker))
+    return marked
+
+
 def is_final_status(event: bytes) -> bool:
-    """Say whether an event ends the stream."""
-    if b'"type":"status"' not in event[:20]:
+    """Say whether an event ends the stream. One that is damaged does not."""
+    if b'"type":"status"' not in event[:20] or not _are_events(b"[" + event + b"]", 1):
         return False
-    return json.loads(event)["status"] in ("ready", "failed", "cancelled")
+    return json.loads(event).get("status") in ("ready", "failed", "cancelled")
+
+
+def _are_events(array: bytes, count: int) -> bool:
+    """Say whether a JSON array holds that many events, and nothing else."""
+    try:
+        found = json.loads(array)
+    except (ValueError, RecursionError):
+        return False
+    return len(found) == count and all(
+        isinstance(each, dict)
+        and isinstance(each.get("type"), str)
+        and isinstance(each.get("timestamp"), str)
+        for each in found
+    )
 
 
 def _dump(event: dict[str, Any]) -> bytes:
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+    if not text.isascii():
+        text = text.translate(_SEPARATORS)
+    return text.encode()

@@ -44,6 +44,10 @@ class MachineState:
     """When its boot began; of one that runs a build, when that build started."""
     build_id: BuildId | None = None
     tenant: Tenant | None = None
+    pid: int | None = None
+    """The VMM's on the host; None of one that has none (yet), such as one that is about to boot."""
+    rss_bytes: int | None = None
+    """What is in memory of the VMM, the guest's memory included as far as it was touched."""
 
 
 @dataclass(frozen=True, slots=True)

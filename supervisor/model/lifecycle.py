@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-from supervisor.model.build import Build, Phase, Provenance, Reason, Status
+from supervisor.model.build import Build, ErrorReason, Phase, Provenance, Reason, Status
 
 MAX_LOST_ATTEMPTS = 3
 """A build under which the daemon has gone down this often is given up as `builder_lost`. An attempt
@@ -51,6 +51,7 @@ class Ended:
     reason: Reason
     message: str
     phases: Mapping[Phase, float]
+    detail: ErrorReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ def _when_queued(build: Build, event: Event, now: float) -> Build:
         case CancelRequested():
             phases = {Phase.QUEUE: _waited(build, now)}
             return _ended(build, Reason.CANCELLED, "cancelled while queued", phases, now)
-        case Ended(reason, message, phases):
-            return _ended(build, reason, message, phases, now)
+        case Ended(reason, message, phases, detail):
+            return _ended(build, reason, message, phases, now, detail)
         case Interrupted():
             return build
         case PushBegun() | Succeeded():
@@ -119,8 +120,8 @@ def _when_running(build: Build, event: Event, now: float) -> Build:
                 completed_at=now,
                 phases={**build.phases, **phases},
             )
-        case Ended(reason, message, phases):
-            return _ended(build, reason, message, phases, now)
+        case Ended(reason, message, phases, detail):
+            return _ended(build, reason, message, phases, now, detail)
         case CancelRequested():
             return replace(build, cancel_requested=True)
         case Interrupted() if build.cancel_requested:
@@ -130,7 +131,8 @@ def _when_running(build: Build, event: Event, now: float) -> Build:
             build = replace(build, lost_attempts=lost)
             if lost >= MAX_LOST_ATTEMPTS:
                 message = f"the host lost {lost} attempts of this build; it is not tried again"
-                return _ended(build, Reason.BUILDER_LOST, message, {}, now)
+                detail = ErrorReason.ATTEMPTS_LOST
+                return _ended(build, Reason.BUILDER_LOST, message, {}, now, detail)
             return replace(build, status=Status.QUEUED, queued_at=now)
         case Started():
             raise AssertionError(f"build {build.id} was started twice")
@@ -144,13 +146,19 @@ def _waited(build: Build, now: float) -> float:
 
 
 def _ended(
-    build: Build, reason: Reason, message: str, phases: Mapping[Phase, float], now: float
+    build: Build,
+    reason: Reason,
+    message: str,
+    phases: Mapping[Phase, float],
+    now: float,
+    detail: ErrorReason | None = None,
 ) -> Build:
     status = Status.CANCELLED if reason is Reason.CANCELLED else Status.FAILED
     return replace(
         build,
         status=status,
         error_code=reason,
+        error_reason=detail,
         error=message,
         completed_at=now,
         phases={**build.phases, **phases},

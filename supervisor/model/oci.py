@@ -21,9 +21,12 @@ MAX_REPOSITORY_LENGTH = 229
 """What common clients can name with a registry host of up to 25 characters before it."""
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
+REPOSITORY_PATTERN = rf"{_COMPONENT}(?:/{_COMPONENT})*"
+DIGEST_PATTERN = r"(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})"
+"""What names look like, here and in the description of the API; to be anchored."""
+_REPOSITORY = re.compile(REPOSITORY_PATTERN, re.ASCII)
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+_DIGEST = re.compile(DIGEST_PATTERN, re.ASCII)
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 

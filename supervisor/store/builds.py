@@ -14,6 +14,7 @@ from supervisor.errors import NotFound, RecordDamaged
 from supervisor.model.build import (
     Build,
     BuildRequest,
+    ErrorReason,
     NetworkMode,
     Phase,
     Policy,
@@ -154,7 +155,9 @@ def end_damaged(connection: sa.Connection, build_id: BuildId, now: float) -> Bui
     if not build.status.is_final:
         build = replace(build, status=Status.FAILED, completed_at=now)
     if build.status is not Status.READY:
-        build = replace(build, error_code=Reason.BUILDER_LOST)
+        build = replace(
+            build, error_code=Reason.BUILDER_LOST, error_reason=ErrorReason.RECORD_DAMAGED
+        )
     update_build(connection, build)
     return build
 
@@ -266,6 +269,7 @@ def _to_row(build: Build) -> dict[str, Any]:
         "completed_at": build.completed_at,
         "cancel_requested": build.cancel_requested,
         "error_code": build.error_code.value if build.error_code else None,
+        "error_reason": build.error_reason.value if build.error_reason else None,
         "error": build.error,
         "image_digest": build.image_digest,
         "provenance": _PROVENANCE.dump_python(build.provenance) if build.provenance else None,
@@ -288,6 +292,8 @@ def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
         completed_at=None if row.completed_at is None else _time(row.completed_at),
         cancel_requested=row.cancel_requested,
         error_code=Reason(row.error_code) if row.error_code else None,
+        # One that a newer version has stored means nothing to this one, and damages nothing.
+        error_reason=_or(None, ErrorReason, row.error_reason),
         error=row.error,
         image_digest=row.image_digest,
         provenance=_PROVENANCE.validate_python(row.provenance) if row.provenance else None,
@@ -331,6 +337,7 @@ def _readable(row: sa.Row[Any]) -> Build:
         started_at=_or(None, _time, row.started_at),
         completed_at=completed_at,
         error_code=_or(None, Reason, row.error_code),
+        error_reason=_or(None, ErrorReason, row.error_reason),
         error=_damage(BuildId(row.id)),
         image_digest=row.image_digest,
         provenance=_or(None, _PROVENANCE.validate_python, row.provenance),

@@ -37,6 +37,7 @@ builds = sa.Table(
     sa.Column("completed_at", sa.Float),
     sa.Column("cancel_requested", sa.Boolean, nullable=False),
     sa.Column("error_code", sa.String(32)),
+    sa.Column("error_reason", sa.String(32)),
     sa.Column("error", sa.Text),
     sa.Column("image_digest", sa.String(135)),
     sa.Column("provenance", sa.JSON),

@@ -23,6 +23,7 @@ from supervisor.egress.proxy import OnDecision
 from supervisor.errors import NotFound, ResourceExhausted
 from supervisor.model.build import (
     BuildRequest,
+    ErrorReason,
     NetworkMode,
     Phase,
     Policy,
@@ -199,9 +200,15 @@ async def test_a_guest_gives_only_reasons_that_are_its_to_give(
     data_dir: Path, said: str, believed: Reason, autojump_clock: MockClock
 ) -> None:
     fake = hypervisor(partial(agents.fail_step, code=said))
+    more = {
+        Reason.OUT_OF_MEMORY: ErrorReason.GUEST_OUT_OF_MEMORY,
+        Reason.OUT_OF_DISK: ErrorReason.GUEST_OUT_OF_DISK,
+        Reason.BUILDER_LOST: ErrorReason.BUILDKIT_FAILED,
+    }
     async with open_world(data_dir, hypervisor=fake) as world:
         build = await world.wait_end(await world.submit())
         assert (build.status, build.error_code) == (Status.FAILED, believed)
+        assert build.error_reason is more.get(believed)
 
 
 async def test_a_failure_without_a_word_gets_one(data_dir: Path, autojump_clock: MockClock) -> None:
@@ -309,30 +316,37 @@ async def test_followers_are_told_what_became_of_requests_to_the_network(
 
 
 @pytest.mark.parametrize(
-    ("script", "why"),
+    ("script", "why", "reason"),
     [
-        (agents.never_say_hello, "said nothing for 20 s"),
-        (agents.speak_another_protocol, "rebuild the builder image"),
-        (agents.send_garbage, "broke the protocol"),
-        (agents.send_an_oversize_frame, "over the limit"),
-        (agents.nest_deeply, "deeper"),
-        (agents.cut_a_frame, "powered off"),
-        (agents.hold_connections_half_open, "said nothing for 20 s"),
-        (agents.fall_silent, "said nothing for 20 s"),
-        (agents.go_back_in_numbers, "after"),
+        (agents.never_say_hello, "said nothing for 20 s", ErrorReason.GUEST_SILENT),
+        (agents.speak_another_protocol, "rebuild the builder", ErrorReason.PROTOCOL_BROKEN),
+        (agents.send_garbage, "broke the protocol", ErrorReason.PROTOCOL_BROKEN),
+        (agents.send_an_oversize_frame, "over the limit", ErrorReason.PROTOCOL_BROKEN),
+        (agents.nest_deeply, "deeper", ErrorReason.PROTOCOL_BROKEN),
+        (agents.cut_a_frame, "powered off", ErrorReason.GUEST_STOPPED),
+        (agents.cut_the_link, "in the middle of a message", ErrorReason.LINK_LOST),
+        (agents.hold_connections_half_open, "nothing for 20 s", ErrorReason.GUEST_SILENT),
+        (agents.fall_silent, "said nothing for 20 s", ErrorReason.GUEST_SILENT),
+        (agents.go_back_in_numbers, "after", ErrorReason.PROTOCOL_BROKEN),
+        (agents.power_off_early, "panicked", ErrorReason.GUEST_STOPPED),
+        (agents.die_unheard, "powered off", ErrorReason.BOOT_FAILED),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 async def test_a_guest_that_breaks_the_rules_loses_the_build(
-    data_dir: Path, script: Script, why: str, autojump_clock: MockClock
+    data_dir: Path, script: Script, why: str, reason: ErrorReason, autojump_clock: MockClock
 ) -> None:
     async with open_world(data_dir, hypervisor=hypervisor(script), **QUICK) as world:
         build_id = await world.submit()
         build = await world.wait_end(build_id)
         assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
         assert why in (build.error or "")
+        assert build.error_reason is reason
         assert build.attempt == 1
         assert not world.hypervisor.running
+        evidence = (await world.builds.evidence(build_id)).decode()
+        assert evidence.startswith(f"build {build_id}, attempt 1: builder_lost, {reason}\n")
+        assert "[console]" in evidence
 
 
 async def test_a_machine_that_dies_is_told_with_its_last_words(
@@ -344,6 +358,41 @@ async def test_a_machine_that_dies_is_told_with_its_last_words(
         assert build.error_code is Reason.BUILDER_LOST
         assert "panicked" in (build.error or "")
         assert "Killed process 1" in (build.error or "")
+        assert "a fake VMM" not in (build.error or ""), "what the host says is not the tenant's"
+        evidence = (await world.builds.evidence(build.id)).decode()
+        assert "Killed process 1" in evidence
+        assert "a fake VMM" in evidence
+        last = evidence.rpartition("[messages]\n")[2].splitlines()
+        assert last[-1].endswith("s ago: received status 1")
+        assert any(line.endswith("s ago: sent config") for line in last)
+
+
+async def test_a_vmm_that_does_not_answer_is_told_from_an_agent_that_does_not(
+    data_dir: Path, autojump_clock: MockClock
+) -> None:
+    fake = hypervisor(agents.fall_silent)
+    async with open_world(data_dir, hypervisor=fake, **QUICK) as world:
+        build_id = await world.submit()
+        await trio.testing.wait_all_tasks_blocked()
+        (machine,) = fake.running.values()
+        machine.is_paused = True
+        build = await world.wait_end(build_id)
+        assert build.error_reason is ErrorReason.VMM_UNRESPONSIVE
+        assert "its VMM does not answer, either" in (build.error or "")
+
+
+async def test_evidence_that_cannot_be_written_costs_nothing_else(
+    data_dir: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise ResourceExhausted("evidence.txt cannot be written: No space left on device")
+
+    async with open_world(data_dir, hypervisor=hypervisor(agents.power_off_early)) as world:
+        monkeypatch.setattr(world.ledger, "keep_evidence", refuse)
+        build = await world.wait_end(await world.submit())
+        assert build.error_reason is ErrorReason.GUEST_STOPPED
+        with pytest.raises(NotFound, match="left no evidence"):
+            await world.builds.evidence(build.id)
 
 
 async def test_a_machine_that_is_killed_is_told_as_such(
@@ -358,10 +407,11 @@ async def test_a_machine_that_is_killed_is_told_as_such(
         machine.kill()
         build = await world.wait_end(build_id)
         assert build.error_code is Reason.BUILDER_LOST
+        assert build.error_reason is ErrorReason.VMM_EXITED
         assert "SIGKILL" in (build.error or "")
 
 
-async def test_a_machine_that_cannot_boot_fails_the_build_with_its_console(
+async def test_a_machine_that_cannot_boot_fails_the_build_with_its_evidence(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:
     fake = hypervisor(agents.succeed, fails_to_boot=1)
@@ -369,7 +419,9 @@ async def test_a_machine_that_cannot_boot_fails_the_build_with_its_console(
         build_id = await world.submit()
         build = await world.wait_end(build_id)
         assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
-        assert "a fake console" in (build.error or "")
+        assert build.error_reason is ErrorReason.BOOT_FAILED
+        assert "a fake console" not in (build.error or "")
+        assert "a fake console" in (await world.builds.evidence(build_id)).decode()
         assert (await world.wait_end(await world.submit())).status is Status.READY
 
 
@@ -381,6 +433,7 @@ async def test_a_guest_that_never_listens_is_given_up_after_the_boot_timeout(
         began = trio.current_time()
         build = await world.wait_end(await world.submit())
         assert build.error_code is Reason.BUILDER_LOST
+        assert build.error_reason is ErrorReason.BOOT_TIMEOUT
         assert "did not boot within 30 s" in (build.error or "")
         assert trio.current_time() - began < 35
 

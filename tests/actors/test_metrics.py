@@ -9,7 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from supervisor.actors.gauges import watch_actors
-from supervisor.model.build import BuildRequest, Status
+from supervisor.model.build import BuildRequest, Phase, Status
 from supervisor.model.ids import BuildId
 from supervisor.runtime.metrics import Metrics
 from tests.actors.world import open_world
@@ -103,6 +103,14 @@ async def test_every_end_is_counted_once_and_nothing_is_left_in_the_gauges(
         assert ended(metrics) == {"ready": 2, "failed": 6, "cancelled": 2}
         started = ended(metrics, "hypeman_build_duration_seconds_count")
         assert started == {"ready": 2, "failed": 6, "cancelled": 1}, "one has never started"
+        ends = [await world.builds.get(each) for each in (*ours, waits_for_ever)]
+        for phase in Phase:
+            spent = [build.phases[phase] for build in ends if phase in build.phases]
+            labels = {"phase": phase.value}
+            assert read("hypeman_build_phase_seconds_count", labels) == (len(spent) or None)
+            if spent:
+                told = read("hypeman_build_phase_seconds_sum", labels)
+                assert told == pytest.approx(sum(spent))
         assert machines(metrics) == NOBODY
         assert read("hypeman_builds_active") == read("hypeman_build_queue_length") == 0
 

@@ -26,7 +26,7 @@ from supervisor.errors import (
     RecordDamaged,
     ResourceExhausted,
 )
-from supervisor.model.build import Build, BuildRequest, Reason, Status
+from supervisor.model.build import Build, BuildRequest, ErrorReason, Reason, Status
 from supervisor.model.ids import Tenant
 from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
 from supervisor.runtime.logs import log
@@ -526,6 +526,7 @@ async def test_a_damaged_row_ends_its_build_and_holds_up_no_other(
         async with open_world(data_dir) as world:
             bad = await world.builds.get(build_id(1))
             assert (bad.status, bad.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+            assert bad.error_reason is ErrorReason.RECORD_DAMAGED
             assert "damaged" in (bad.error or "")
             assert statuses(await world.events(build_id(1)))[-1] == "failed"
             for number in (2, 3):

@@ -69,6 +69,15 @@ class RawClient:
             if isinstance(event, h11.Response):
                 return event
 
+    async def receive_status(self) -> int:
+        """Return the status of the answer, which may be an upgrade."""
+        while True:
+            event = await self._next()
+            if isinstance(event, h11.Response):
+                return event.status_code
+            if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
+                return 101
+
     async def receive_body(self) -> bytes:
         """Return the rest of the answer's body."""
         body = bytearray()

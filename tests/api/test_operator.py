@@ -107,6 +107,27 @@ class TestRetry:
         assert not again.export_global_cache
 
 
+class TestEvidence:
+    """GET /builds/{id}/evidence."""
+
+    async def test_the_operator_sees_what_a_machine_left(self, api: Api) -> None:
+        build_id = await api.submit()
+        api.fake.evidence_of[build_id] = b"[console]\nthe last words\n"
+        async with api.client(**ADMIN) as client:
+            response = await client.get(f"/builds/{build_id}/evidence")
+        assert (response.status_code, response.text) == (200, "[console]\nthe last words\n")
+        assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+    async def test_its_owner_does_not(self, api: Api) -> None:
+        build_id = await api.submit()
+        api.fake.evidence_of[build_id] = b"[VMM]\na file of the host\n"
+        async with api.client(**bearer("acme")) as client:
+            response = await client.get(f"/builds/{build_id}/evidence")
+        assert response.status_code == 403
+        assert "file" not in response.text
+
+
 class TestQueueAndMachines:
     """GET /queue, GET /machines."""
 
@@ -130,6 +151,8 @@ class TestQueueAndMachines:
         assert (machine["id"], machine["state"]) == (f"{build_id}-1", "building")
         assert (machine["build"], machine["tenant"]) == (build_id, "acme")
         assert (machine["cpus"], machine["memory_mb"]) == (2, 2048)
+        assert (machine["pid"], machine["rss_bytes"]) == (4711, 1 << 29)
+        assert not {"pid", "rss_bytes"} & idle.keys()
 
 
 class TestImages:

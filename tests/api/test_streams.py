@@ -13,6 +13,7 @@ from supervisor.model.events import START
 from supervisor.model.ids import BuildId
 from tests.api.conftest import Api, Server, bearer, eventually, serving
 from tests.api.rawclient import Event, following, parse_events
+from tests.api.test_websockets import UPGRADE
 
 
 async def read(api: Api, path: str, **headers: str) -> list[Event]:
@@ -106,37 +107,6 @@ async def test_a_follower_gets_lines_as_they_come_and_the_stream_ends(
         assert await line() is None
 
 
-async def test_two_hundred_followers_get_every_line_once_across_disconnects(
-    api: Api, server: Server
-) -> None:
-    build_id = await api.submit()
-    lines = [f"line {n}" for n in range(60)]
-    results: list[list[str]] = []
-
-    async def keep_following(give_up_after: int) -> None:
-        seen: list[str] = []
-        headers = bearer()
-        while "ready" not in seen:
-            stream = await server.connect()
-            async with following(stream, f"/builds/{build_id}/logs", headers) as follower:
-                for _ in range(give_up_after):
-                    event = await follower.next_event()
-                    if event is None:
-                        break
-                    seen.append(event.line)
-                    headers["Last-Event-ID"] = event.id or ""
-        results.append(seen)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(200):
-            nursery.start_soon(keep_following, 13 + number)
-        for line in lines:
-            api.fake.log(build_id, line)
-            await trio.lowlevel.checkpoint()
-        api.fake.finish(build_id, Status.READY)
-    assert results == [["queued", *lines, "ready"]] * 200
-
-
 async def test_silence_is_broken_by_heartbeats_without_an_id(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +121,10 @@ async def test_silence_is_broken_by_heartbeats_without_an_id(
         await anext(body)
         api.fake.log(build_id, "after the silence")
         assert b"after the silence" in await anext(body)
+
+
+def test_silence_lasts_as_long_as_the_contract_says() -> None:
+    assert events.HEARTBEAT_SECONDS == 15
 
 
 async def test_many_events_go_out_in_one_write(api: Api) -> None:
@@ -181,21 +155,23 @@ async def test_a_follower_that_leaves_is_forgotten(api: Api, server: Server) -> 
     await eventually(lambda: not api.fake.open_readers)
 
 
-async def test_a_follower_that_never_reads_costs_nobody_anything(api: Api, server: Server) -> None:
+@pytest.mark.parametrize("kind", ["logs", "ws"])
+async def test_a_follower_that_never_reads_costs_nobody_anything(
+    api: Api, server: Server, kind: str
+) -> None:
     build_id = await api.submit()
-    stream = await server.connect()
-    headers = "".join(f"{name}: {value}\r\n" for name, value in bearer().items())
-    request = f"GET /builds/{build_id}/logs HTTP/1.1\r\nHost: x\r\n{headers}\r\n"
-    await stream.send_all(request.encode())
     line = "x" * 1000
-    for _ in range(200):
-        api.fake.log(build_id, *([line] * 100))
-        await trio.lowlevel.checkpoint()
-    api.fake.finish(build_id, Status.READY)
-    async with server.client(**bearer()) as client:
-        response = await client.get(f"/builds/{build_id}/logs")
-    assert response.text.count(line) == 20_000
-    await stream.aclose()
+    async with server.raw() as idle:
+        headers = {**bearer(), **(UPGRADE if kind == "ws" else {})}
+        await idle.send_head("GET", f"/builds/{build_id}/{kind}", headers)
+        await idle.send_end()
+        for _ in range(200):
+            api.fake.log(build_id, *([line] * 100))
+            await trio.lowlevel.checkpoint()
+        api.fake.finish(build_id, Status.READY)
+        async with server.client(**bearer()) as client:
+            response = await client.get(f"/builds/{build_id}/logs")
+        assert response.text.count(line) == 20_000
 
 
 class TestText:
@@ -212,6 +188,13 @@ class TestText:
         assert response.text == "one\nzwei €\n"
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
         assert response.headers["Accept-Ranges"] == "bytes"
+
+    async def test_text_is_not_followed_and_says_so(self, api: Api) -> None:
+        build_id = await api.submit_finished("one")
+        async with api.client(**bearer(), Accept="text/plain") as client:
+            for query, status in (("follow=false", 200), ("follow=true", 400), ("follow=x", 400)):
+                response = await client.get(f"/builds/{build_id}/logs?{query}")
+                assert response.status_code == status, query
 
     async def test_a_head_request_tells_the_length(self, api: Api) -> None:
         build_id = await api.submit_finished("one", "two")

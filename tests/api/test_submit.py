@@ -311,6 +311,20 @@ async def test_another_hash_than_said_is_refused(api: Api) -> None:
     assert hashlib.sha256(SOURCE).hexdigest() in message
 
 
+async def test_what_cannot_be_discarded_does_not_hide_why_it_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discard = api.fake.discard
+
+    async def refuse(build_id: BuildId) -> None:
+        await discard(build_id)
+        raise HostError("the directory cannot be removed: Input/output error")
+
+    monkeypatch.setattr(api.fake, "discard", refuse)
+    status, code, _ = await refusal(api, form(source_hash="sha256:" + "0" * 64))
+    assert (status, code) == (400, "source_hash_mismatch")
+
+
 async def test_too_much_is_refused(api: Api) -> None:
     small = api.with_settings(max_source_bytes=len(SOURCE))
     assert (await post(small, form())).status_code == 202

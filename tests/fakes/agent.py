@@ -243,6 +243,18 @@ async def cut_a_frame(talk: Talk) -> None:
     await talk.stream.send_all(wire.encode(wire.Heartbeat(1.0))[:7])
 
 
+async def cut_the_link(talk: Talk) -> None:
+    """Send half a frame and hang up, in a guest that goes on."""
+    await talk.greet()
+    await talk.stream.send_all(wire.encode(wire.Heartbeat(1.0))[:7])
+    await talk.stream.aclose()
+    await trio.sleep_forever()
+
+
+async def die_unheard(talk: Talk) -> None:
+    """Power off before the first word."""
+
+
 async def nest_deeply(talk: Talk) -> None:
     """Send a frame of a hundred thousand lists, each inside the one before."""
     await talk.greet()

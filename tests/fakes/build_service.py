@@ -32,6 +32,7 @@ class FakeBuilds:
         self.open_readers = 0
         self.builds: dict[BuildId, Build] = {}
         self.steps_of: dict[BuildId, tuple[Step, ...]] = {}
+        self.evidence_of: dict[BuildId, bytes] = {}
         self.submitting = trio.Event()
         self.go_on_submitting = trio.Event()
         self.go_on_submitting.set()
@@ -53,6 +54,12 @@ class FakeBuilds:
 
     def log_path(self, build_id: BuildId) -> Path:
         return self.directory / build_id / "logs" / "build.log"
+
+    async def evidence(self, build_id: BuildId) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if build_id not in self.evidence_of:
+            raise NotFound(f"build {build_id} has left no evidence")
+        return self.evidence_of[build_id]
 
     async def check_room(self, tenant: Tenant, key: str | None = None) -> None:
         if (tenant, key) in self._keys:

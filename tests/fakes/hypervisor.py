@@ -21,8 +21,9 @@ import trio
 import trio.testing
 
 from supervisor.errors import GuestLost, VmBootFailed
+from supervisor.model.build import ErrorReason
 from supervisor.model.ids import MachineId
-from supervisor.vm.machine import GuestUnreachable, Machine, MachineExit, MachineSpec
+from supervisor.vm.machine import Evidence, GuestUnreachable, Machine, MachineExit, MachineSpec
 
 
 class _Listener(trio.abc.Listener[trio.abc.Stream]):
@@ -145,6 +146,8 @@ class FakeMachine:
         self._exit: MachineExit | None = None
         self._ended = trio.Event()
         self._killed = trio.Event()
+        self.is_paused = False
+        """The VMM does not answer, as one that got SIGSTOP; what its guest does is the guest's."""
 
     @property
     def id(self) -> MachineId:
@@ -153,7 +156,7 @@ class FakeMachine:
     async def connect(self, port: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         if self._exit is not None:
-            raise GuestLost(self._exit.description)
+            raise GuestLost(self._exit.description, reason=self._exit.reason)
         stream = self._link.connect(self._link.guest_ports, port) if self._answers else None
         if stream is None:
             raise GuestUnreachable(f"nothing listens on port {port} of the guest")
@@ -167,8 +170,12 @@ class FakeMachine:
         assert self._exit is not None
         return self._exit
 
-    def evidence(self) -> str:
-        return f"[console]\n{self.guest.console}"
+    async def is_answering(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self._exit is None and not self.is_paused
+
+    def evidence(self) -> Evidence:
+        return Evidence(f"[console]\n{self.guest.console}", "[VMM]\na fake VMM")
 
     def kill(self) -> None:
         """End the VMM from outside, as `kill -9` would."""
@@ -189,14 +196,14 @@ class FakeMachine:
             with trio.CancelScope(shield=True):  # memory streams close at once
                 await self._link.cut()
 
-    def _end(self, description: str) -> None:
+    def _end(self, description: str, reason: ErrorReason = ErrorReason.VMM_EXITED) -> None:
         if self._exit is None:
-            self._exit = MachineExit(description, self.evidence())
+            self._exit = MachineExit(description, reason)
             self._ended.set()
 
     async def _wait_ended(self, scope: trio.CancelScope) -> None:
         await self.guest.ended.wait()
-        self._end(self.guest.end)
+        self._end(self.guest.end, ErrorReason.GUEST_STOPPED)
         scope.cancel(reason="the fake guest ended")
 
     async def _wait_killed(self, scope: trio.CancelScope) -> None:
@@ -209,7 +216,7 @@ class FakeMachine:
             await code(self.guest)
         except* trio.BrokenResourceError:
             pass  # the host hung up: the agent ends, and with it the guest
-        self._end("the guest powered off")
+        self._end("the guest powered off", ErrorReason.GUEST_STOPPED)
         scope.cancel(reason="the fake guest's code ended")
 
 

@@ -170,6 +170,8 @@ class FakeOperator:
                 since=build.started_at or 0.0,
                 build_id=build.id,
                 tenant=build.tenant,
+                pid=4711,
+                rss_bytes=1 << 29,
             )
             for build in (await self.queue(None)).running
         ]

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from supervisor.config import Keys, LogLevel, Settings, load_keys, load_settings
+from supervisor.config import (
+    MAX_CA_BYTES,
+    Keys,
+    LogLevel,
+    Settings,
+    load_ca_certificates,
+    load_keys,
+    load_settings,
+)
 from supervisor.errors import ConfigError
 from supervisor.tokens import derive_registry_secret
 
@@ -123,6 +131,41 @@ def test_a_wrong_value_is_refused_by_name(
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "collector:4318",
+        "ftp://collector",
+        "http://",
+        "http://user:hunter2@collector",
+        "http://collector/?key=hunter2",
+        "http://collector/#hunter2",
+    ],
+)
+def test_a_collector_is_a_url_without_credentials(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_ENDPOINT: ") as refused:
+        load_settings()
+    assert "hunter2" not in refused.value.message
+
+
+@pytest.mark.parametrize("url", ["http://localhost:4318", "https://collector.example/otlp/"])
+def test_a_collector_may_be_anywhere(url: str) -> None:
+    assert load_settings(otel_exporter_otlp_endpoint=url).otel_exporter_otlp_endpoint == url
+
+
+@pytest.mark.parametrize("name", ["BUILD_RETENTION", "BUILD_RETENTION_DAYS"])
+def test_retention_has_two_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_settings(toml(tmp_path, f"{name.lower()} = 7\n")).build_retention_days == 7
+    monkeypatch.setenv(name, "60")
+    settings = load_settings()
+    assert (settings.build_retention_days, settings.build_retention_count) == (60, 1000)
 
 
 def test_every_wrong_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,3 +285,37 @@ def test_a_short_key_is_refused_by_name_and_not_shown(name: str) -> None:
 def test_a_key_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="JWT_SECRET_FILE"):
         load_keys(load_settings(jwt_secret_file=tmp_path / "absent"))
+
+
+def certificate(body: str) -> str:
+    return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----"
+
+
+def test_only_the_certificates_of_a_bundle_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    key = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----"
+    path.write_text(f"# Größe\n{certificate('AAAA')}\n{key}\n{certificate('BB/+=')}\n")
+    found = load_ca_certificates(load_settings(egress_ca_file=path))
+    assert found == f"{certificate('AAAA')}\n{certificate('BB/+=')}"
+    assert load_ca_certificates(load_settings()) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("", "no certificate"),
+        (certificate(""), "no certificate"),
+        (certificate("A!"), "no certificate"),
+        (certificate("A" * MAX_CA_BYTES), "builders take"),
+        (None, "cannot be read"),
+    ],
+    ids=["empty", "no_body", "no_base64", "too_much", "absent"],
+)
+def test_a_ca_file_of_no_use_is_refused_by_name(
+    tmp_path: Path, content: str | None, why: str
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=f"EGRESS_CA_FILE .*{why}"):
+        load_ca_certificates(load_settings(egress_ca_file=path))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from supervisor.actors.transcript import Rendered, Transcript
 from supervisor.egress.policy import Decision
 from supervisor.guest.lines import Line
-from supervisor.guest.session import StepChanged
+from supervisor.guest.session import UNKNOWN_STEP, StepChanged
 from supervisor.model.build import Step
 
 NUMBERS = {"a": 1, "b": 2}
@@ -45,6 +45,25 @@ def test_a_line_bears_the_number_of_its_step() -> None:
     said = transcript().lines([line("a", "x"), line("b", "y"), line("", "z")], NOW)
     assert said.text == b"#1 x\n#2 y\nz\n"
     assert [json.loads(event)["content"] for event in said.events] == ["x", "y", "z"]
+
+
+def test_a_line_of_an_unknown_step_is_not_told_as_nobodys() -> None:
+    said = transcript().lines([line(UNKNOWN_STEP, "[egress] denied x:80: forged")], NOW)
+    assert said.text == b"#? [egress] denied x:80: forged\n"
+    assert json.loads(said.events[0])["step"] == {"digest": UNKNOWN_STEP}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_line_is_one_line_for_every_reader(content: str) -> None:
+    said = transcript().lines([line("a", content.replace("\n", ""))], NOW)
+    assert len(said.text.decode().splitlines()) == 1
+    assert len(said.events[0].decode().splitlines()) == 1
+
+
+def test_what_would_look_like_another_line_is_written_out() -> None:
+    said = transcript().lines([line("a", "x\r#2 DONE\u2028#2 DONE")], NOW)
+    assert said.text == b"#1 x\\r#2 DONE\\u2028#2 DONE\n"
+    assert json.loads(said.events[0])["content"] == "x\r#2 DONE\u2028#2 DONE"
 
 
 def test_the_pieces_of_a_line_are_one_line_of_text() -> None:

@@ -28,3 +28,20 @@ def test_a_route_is_shown_with_curl(route: Route) -> None:
     path = re.escape(route.path).replace(r"\{id\}", r"\$id").replace(r"\{name\}", r"[^\s?\"]+")
     calls = [line for line in COMMANDS.splitlines() if re.search(rf"\$url{path}([?\"\s]|$)", line)]
     assert route.method in {method_of(line) for line in calls}, f"no curl for {route.path}"
+
+
+def test_every_call_is_of_a_route_that_there_is() -> None:
+    calls = re.findall(r"^.*\bapi .*\$url(/[^\s?\"]*).*$", COMMANDS, re.MULTILINE)
+    assert len(calls) > len(ROUTES)
+    patterns = [
+        re.escape(route.path).replace(r"\{id\}", r"\$id").replace(r"\{name\}", ".+")
+        for route in ROUTES
+    ]
+    unknown = [path for path in calls if not any(re.fullmatch(each, path) for each in patterns)]
+    assert unknown == []
+
+
+def test_brackets_are_not_read_as_a_pattern_of_urls() -> None:
+    commands = [line for line in COMMANDS.splitlines() if re.search(r"\$url\S*\[", line)]
+    assert commands
+    assert all(" -g " in command for command in commands)

@@ -9,6 +9,7 @@ import trio
 import yaml  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loguru import logger
 from werkzeug import exceptions
 
 from supervisor import errors
@@ -39,9 +40,14 @@ def test_what_the_host_lacks_for_a_while_is_worth_trying_again() -> None:
 
 
 def test_a_damaged_record_is_told_as_such() -> None:
+    incidents: list[str] = []
+    sink = logger.add(lambda line: incidents.append(line.record["extra"]["incident"]))
     problem = problem_of(errors.RecordDamaged("what is stored of build 1 cannot be read"))
+    logger.remove(sink)
     assert (problem.status, problem.code) == (500, "internal_error")
-    assert problem.message == "what is stored of build 1 cannot be read"
+    why, _, incident = problem.message.partition("; the daemon's log has it as ")
+    assert why == "what is stored of build 1 cannot be read"
+    assert [incident] == incidents
 
 
 def test_the_contracts_codes_have_the_contracts_statuses() -> None:

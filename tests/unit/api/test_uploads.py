@@ -29,3 +29,16 @@ async def test_a_disk_that_cannot_store_an_upload_is_told_as_full(
             await upload.finish()
     upload.abandon_sync()
     assert not await trio.Path(path).exists()
+
+
+async def test_a_file_that_the_host_does_not_let_go_is_no_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    upload = Upload(BuildId("0" * 24), tmp_path / "source.tar.gz", 1000, Threads())
+    await upload.write(b"an archive")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        upload.abandon_sync()

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +18,13 @@ import trio.testing
 
 from supervisor.api.listeners import Addresses
 from supervisor.config import Settings
-from supervisor.daemon import app
+from supervisor.daemon import app, tracing
 from supervisor.errors import ConfigError
 from supervisor.runtime.activation import PassedSockets
 from supervisor.runtime.metrics import Metrics
 from tests.api.conftest import SOURCE
 from tests.fakes.agent import Talk, agent
+from tests.fakes.collector import collecting
 from tests.fakes.hypervisor import FakeHypervisor
 
 LONGEST_SECONDS = 30
@@ -36,13 +37,21 @@ class Manager:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._trio = trio.socket.from_stdlib_socket(self._socket)
+        self._more = trio.Event()
         self.heard: list[str] = []
 
+    async def listen(self) -> None:
+        """Take in what is said, for ever: who speaks to a full queue waits."""
+        while True:
+            self.heard += (await self._trio.recv(4096)).decode().split("\n")
+            self._more.set()
+            self._more = trio.Event()
+
     async def wait(self, assignment: str) -> None:
-        """Take in what is said up to and including `assignment`."""
+        """Wait until `assignment` was said."""
         with trio.fail_after(LONGEST_SECONDS):
             while assignment not in self.heard:
-                self.heard += (await self._trio.recv(4096)).decode().split("\n")
+                await self._more.wait()
 
     def close(self) -> None:
         self._socket.close()
@@ -56,10 +65,13 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-def manager(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+async def manager(root: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Manager]:
     monkeypatch.setenv("NOTIFY_SOCKET", str(root / "notify"))
     manager = Manager(root / "notify")
-    yield manager
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.listen)
+        yield manager
+        nursery.cancel_scope.cancel(reason="the test is over")
     manager.close()
 
 
@@ -277,3 +289,28 @@ async def test_with_port_0_the_registry_is_named_by_the_port_that_it_has(
         assert read("hypeman_log_readers") == 0
         assert read("hypeman_machines", {"state": "leased"}) == 0
         send(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("hypervisor")
+async def test_a_build_that_ends_is_counted_and_its_trace_sent_at_the_latest_at_the_end(
+    root: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    monkeypatch.setattr(app, "Metrics", lambda: metrics)
+    monkeypatch.setattr(tracing, "FLUSH_SECONDS", float(LONGEST_SECONDS))
+    monkeypatch.setattr(tracing, "SEND_EVERY_SECONDS", 3600.0)
+    with collecting() as collector:
+        traced = settings(root, otel_exporter_otlp_endpoint=collector.url)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.run_daemon, traced)
+            await manager.wait("READY=1")
+            build_id = await submit(root)
+            await wait_building(root, build_id)
+            async with client(root) as http:
+                assert (await http.delete(f"/builds/{build_id}")).status_code == 204
+                await http.get(f"/builds/{build_id}/logs")  # to its end
+            assert not collector.bodies
+            send(signal.SIGTERM)
+    assert metrics.registry.get_sample_value("hypeman_builds_total", {"status": "cancelled"}) == 1
+    assert {tracing.ROOT, "queue", "lease"} <= {span.name for span in collector.spans()}
+    assert len({span.trace_id for span in collector.spans()}) == 1

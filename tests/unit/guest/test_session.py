@@ -20,6 +20,7 @@ from supervisor.guest.session import (
     MAX_OUTPUT_LINES,
     MAX_STEPS,
     MAX_STEPS_CHARACTERS,
+    UNKNOWN_STEP,
     Action,
     Finished,
     Output,
@@ -130,7 +131,13 @@ def test_a_phase_is_entered_once_until_another_one() -> None:
 def test_lines_belong_to_steps_that_were_reported() -> None:
     session = Session()
     said = hear(session, a_step(1, "known"), log(2, b"a\n", step="known"), log(3, b"b\n", step="x"))
-    assert contents(said) == [("known", "a"), ("", "b")]
+    assert contents(said) == [("known", "a"), (UNKNOWN_STEP, "b")]
+
+
+def test_lines_of_a_step_that_was_not_reported_are_not_those_of_nobody() -> None:
+    session = Session()
+    said = hear(session, a_step(1, "?"), log(2, b"of the agent\n"), log(3, b"forged\n", step="x"))
+    assert contents(said) == [("", "of the agent"), (UNKNOWN_STEP, "forged")]
 
 
 def test_a_step_that_ends_gives_its_unfinished_line_before_its_end() -> None:

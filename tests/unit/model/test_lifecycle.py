@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.model.build import Build, Phase, Reason, Status
+from supervisor.model.build import Build, ErrorReason, Phase, Reason, Status
 from supervisor.model.lifecycle import (
     MAX_LOST_ATTEMPTS,
     CancelRequested,
@@ -144,6 +144,7 @@ def test_the_last_attempt_that_is_interrupted_loses_the_build() -> None:
         build = step(back, STARTED, LATER)
     lost = step(build, INTERRUPTED, LATER)
     assert (lost.status, lost.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+    assert lost.error_reason is ErrorReason.ATTEMPTS_LOST
     assert lost.lost_attempts == MAX_LOST_ATTEMPTS
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from supervisor.errors import NotFound
 from supervisor.model.build import (
     Build,
     BuildRequest,
+    ErrorReason,
     NetworkMode,
     Phase,
     Policy,
@@ -68,6 +70,7 @@ FULL = a_build(
     started_at=5.5,
     completed_at=6.25,
     error_code=Reason.OUT_OF_MEMORY,
+    error_reason=ErrorReason.GUEST_OUT_OF_MEMORY,
     error="no\nmemory",
     image_digest=DIGEST,
     provenance=PROVENANCE,
@@ -79,6 +82,16 @@ FULL = a_build(
 async def test_a_build_comes_out_as_it_went_in(database: Database, build: Build) -> None:
     await stored(database, build)
     assert await database.run(builds.get_build, build.id) == build
+
+
+async def test_a_reason_that_a_newer_version_has_stored_damages_nothing(database: Database) -> None:
+    await stored(database, FULL)
+
+    def from_the_future(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("UPDATE builds SET error_reason = 'struck_by_lightning'")
+
+    await database.run(from_the_future)
+    assert await database.run(builds.get_build, FULL.id) == replace(FULL, error_reason=None)
 
 
 async def test_what_is_not_stored_is_not_found(database: Database) -> None:
