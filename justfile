@@ -79,7 +79,7 @@ chaos *ARGS:
     @python -m tests.chaos.sweep {{ ARGS }}
     @python -m tests.chaos.refusals
 
-# Many builds in one daemon on fake machines: --builds N; prints what has grown
+# Many builds in one daemon: --builds N on fake machines, --real N on real ones; says what has grown
 soak *ARGS:
     @python -m tests.chaos.soak {{ ARGS }}
 

@@ -23,7 +23,12 @@ from tests.registry.images import digest_of
 from tests.registry.policies import AT_ONCE
 from tests.registry.serve import open_registry
 
-KNOWN_FILES = {"metadata.json", "source/source.tar.gz", "logs/events.jsonl", "logs/build.log"}
+KNOWN_FILES = {
+    "metadata.json", "source/source.tar.gz",
+    "logs/events.jsonl", "logs/build.log", "logs/evidence.txt",
+}  # fmt: skip
+MOST_PLANNED = 1
+"""Attempts that a planned stop ended: that of the life in which the points are found."""
 
 
 @dataclass
@@ -146,8 +151,13 @@ def _check_ends(
         seen = told.finals.get(build_id, row["status"])
         broken.check(seen == row["status"], f"{build_id} was {seen} and is {row['status']}")
         broken.check(
-            is_lossy or row["attempt"] <= MAX_LOST_ATTEMPTS,
-            f"{build_id} had {row['attempt']} attempts",
+            is_lossy or row["lost_attempts"] <= MAX_LOST_ATTEMPTS,
+            f"{build_id} lost {row['lost_attempts']} attempts",
+        )
+        most = min(row["lost_attempts"] + 1, MAX_LOST_ATTEMPTS) + MOST_PLANNED
+        broken.check(
+            is_lossy or row["attempt"] <= most,
+            f"{build_id} had {row['attempt']} attempts, {row['lost_attempts']} of them lost",
         )
         if build_id in told.cancelled:
             broken.check(

@@ -12,9 +12,9 @@ _MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def place() -> Iterator[Path]:
+def place(*, in_memory: bool = True) -> Iterator[Path]:
     """Give an empty directory, which goes at the end of the block."""
-    parent = _MEMORY if _MEMORY.is_dir() else None
+    parent = _MEMORY if in_memory and _MEMORY.is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="hm-", dir=parent))
     try:
         yield directory

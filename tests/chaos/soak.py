@@ -1,15 +1,17 @@
 """A long day: many builds in one daemon, and what it is made of before and after.
 
-python -m tests.chaos.soak --builds 1000
+python -m tests.chaos.soak --builds 1000        on fake machines
+python -m tests.chaos.soak --real 40            on real ones, ten seconds or so each
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import sys
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import trio
 from tests.chaos.guest import END
 from tests.chaos.host import Host, open_host
 from tests.chaos.places import place
-from tests.e2e.daemon import FINAL, pack
+from tests.chaos.vitals import count_rows, measure
+from tests.e2e.daemon import FINAL, Daemon, pack
 from tests.processes import find_processes
 
 TENANTS = ("acme", "bolt", "crab", "dune")
@@ -30,6 +33,8 @@ MOST_GROWTH_KIB = 24 * MIB
 MOST_MORE = {"descriptors": 4, "threads": 8, "tasks": 8, "children": 1}
 """A worker thread more or a connection that is just ending are no leak; one for each of hundreds of
 builds would be."""
+IDLE_THREADS_SECONDS = 11
+"""A worker thread that has nothing to do ends after ten."""
 STEADY_ROWS = ("registry_uploads", "idempotency_keys")
 """Tables that a finished build has no row in."""
 
@@ -70,12 +75,46 @@ async def soak(root: Path, *, builds: int) -> Soak:
             # What a request or a machine leaves for a moment is gone when nothing has run for one.
             await _wait_idle(host)
             result.vitals[step] = await host.vitals()
-            result.rows[step] = _count_rows(host.data_dir / "hypeman.db")
+            result.rows[step] = count_rows(host.data_dir / "hypeman.db")
         processes = find_processes(str(host.runtime_dir / "machines"))
         assert await host.stop() == 0, host.log_tail()
-        _judge(result, steps, processes, host)
+        _judge(result, processes, host.runtime_dir, host.data_dir)
     result.seconds = trio.current_time() - began
     return result
+
+
+def soak_real(root: Path, *, builds: int) -> Soak:
+    """Run `builds` small builds on real machines, two at a time, in one daemon below `root`."""
+    result = Soak()
+    began = time.monotonic()
+    daemon = Daemon(root, {"BUILD_RETENTION_COUNT": "0", "MAX_CONCURRENT_SOURCE_BUILDS": "2"})
+    daemon.start()
+    assert daemon.process is not None
+    try:
+        done = 0
+        for step in sorted({max(1, builds // 4), max(1, builds // 2), builds}):
+            with ThreadPoolExecutor(2) as two:
+                list(two.map(lambda number: _build_real(daemon, number), range(done, step)))
+            done = step
+            daemon.wait_clean(10)
+            time.sleep(IDLE_THREADS_SECONDS)
+            result.vitals[step] = measure(daemon.process.pid)
+            result.rows[step] = count_rows(daemon.data_dir / "hypeman.db")
+        processes = find_processes(str(daemon.runtime_dir / "machines"))
+    finally:
+        status = daemon.stop()
+    assert status == 0, daemon.log_tail()
+    _judge(result, processes, daemon.runtime_dir, daemon.data_dir)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def _build_real(daemon: Daemon, number: int) -> None:
+    """Build an image, or (each tenth) fail at it."""
+    end = "false" if number % 10 == 9 else f"echo {number} >/number"
+    build = daemon.build({"Dockerfile": f"FROM busybox\nRUN {end}\n"})
+    wanted = "failed" if number % 10 == 9 else "ready"
+    assert build["status"] == wanted, f"build {number}: {build}"
 
 
 async def _run_builds(host: Host, first: int, last: int) -> None:
@@ -115,40 +154,48 @@ async def _wait_idle(host: Host) -> None:
             await trio.sleep(0.05)
 
 
-def _count_rows(database: Path) -> dict[str, int]:
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        return {
-            name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]  # noqa: S608
-            for (name,) in names
-        }
-
-
-def _judge(result: Soak, steps: list[int], processes: list[int], host: Host) -> None:
-    first, last = result.vitals[steps[0]], result.vitals[steps[-1]]
-    if (grown := last["anonymous_kib"] - first["anonymous_kib"]) > MOST_GROWTH_KIB:
-        result.grown.append(f"memory by {grown} KiB")
-    for name, most in MOST_MORE.items():
-        if last[name] > first[name] + most:
-            result.grown.append(f"{name} from {first[name]} to {last[name]}")
-    for name in STEADY_ROWS:
-        if result.rows[steps[-1]][name]:
-            result.grown.append(f"{result.rows[steps[-1]][name]} rows in {name}")
+def _judge(result: Soak, processes: list[int], runtime_dir: Path, data_dir: Path) -> None:
+    first, last = result.vitals[min(result.vitals)], result.vitals[max(result.vitals)]
+    result.grown += grown_between(first, last)
+    rows = result.rows[max(result.rows)]
+    result.grown += [f"{rows[name]} rows in {name}" for name in STEADY_ROWS if rows[name]]
     if len(processes) > last["children"]:
         result.grown.append(f"processes of machines: {processes}")
-    if left := list((host.runtime_dir / "machines").iterdir()):
+    if left := list((runtime_dir / "machines").iterdir()):
         result.grown.append(f"machines left: {left}")
-    if left := list((host.data_dir / "registry" / "uploads").iterdir()):
+    if left := list((data_dir / "registry" / "uploads").iterdir()):
         result.grown.append(f"uploads left: {left}")
+
+
+def grown_between(
+    first: Mapping[str, int],
+    last: Mapping[str, int],
+    *,
+    most_kib: int = MOST_GROWTH_KIB,
+    most_more: Mapping[str, int] = MOST_MORE,
+) -> list[str]:
+    """Return what has grown more than it may from one moment without builds to another."""
+    found = []
+    if (grown := last["anonymous_kib"] - first["anonymous_kib"]) > most_kib:
+        found.append(f"memory by {grown} KiB")
+    for name, most in most_more.items():
+        if last.get(name, 0) > first.get(name, 0) + most:
+            found.append(f"{name} from {first[name]} to {last[name]}")
+    return found
 
 
 def main() -> None:
     """Soak once, and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--builds", type=int, default=1000)
+    parser.add_argument("--builds", type=int, default=1000, help="on fake machines")
+    parser.add_argument("--real", type=int, metavar="N", help="N builds on real machines instead")
     options = parser.parse_args()
-    with place() as root:
-        result = trio.run(lambda: soak(root, builds=options.builds))
+    # The disks of real machines would take the memory that these need.
+    with place(in_memory=options.real is None) as root:
+        if options.real is not None:
+            result = soak_real(root, builds=max(1, options.real))
+        else:
+            result = trio.run(lambda: soak(root, builds=options.builds))
     print(result)  # noqa: T201 - the result
     sys.exit(bool(result.grown))
 

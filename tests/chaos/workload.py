@@ -60,6 +60,8 @@ class Workload:
         self.is_paused = False
         self._host = host
         self._rng = rng
+        self._submitting: set[str] = set()
+        """Whose submission is under way: it may become a build though the workload pauses."""
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -67,7 +69,7 @@ class Workload:
                 nursery.start_soon(self._be_a_tenant, tenant)
 
     async def wait_all_ended(self) -> None:
-        while self.told.unfinished:  # noqa: ASYNC110 - another process ends them
+        while self._submitting or self.told.unfinished:  # noqa: ASYNC110 - another process ends them
             await trio.sleep(PAUSE_SECONDS)
 
     async def _be_a_tenant(self, tenant: str) -> None:
@@ -89,6 +91,7 @@ class Workload:
             end = self._rng.choice(ENDS)
             source = pack({"Dockerfile": f"FROM scratch\n# {tenant} {number}\n"})
             arguments = {PAUSE: str(self._rng.uniform(0, 0.08)), END: end}
+            self._submitting.add(tenant)
             answer = await self._ask(
                 client,
                 "POST",
@@ -102,6 +105,7 @@ class Workload:
             assert build_id not in self.told.accepted, "two submissions made one build"
             self.told.accepted[build_id] = tenant
             self.told.wanted[build_id] = end
+            self._submitting.discard(tenant)
 
     async def _watch(self, client: httpx2.AsyncClient, tenant: str) -> None:
         while True:

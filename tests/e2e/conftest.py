@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.soak import grown_between
+from tests.chaos.vitals import count_rows, measure
 from tests.e2e.daemon import Daemon
+
+MOST_GROWTH_KIB = 64 << 10
+"""Of the shared daemon's memory, from its start on: what it loads and keeps for all builds."""
+MOST_MORE = {"descriptors": 16, "threads": 64, "children": 0}
+"""Connections that are just ending, and as many worker threads as there may be: whoever leaks one
+for each build has more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,9 +30,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon with capacity 2 for all tests that do not stop it; it must leave nothing."""
     daemon = Daemon(tmp_path_factory.mktemp("hm"))
     daemon.start()
+    assert daemon.process is not None
+    before = measure(daemon.process.pid)
     try:
         yield daemon
         daemon.wait_clean(10)
+        after, rows = measure(daemon.process.pid), count_rows(daemon.data_dir / "hypeman.db")
+        print(f"the daemon of all: {before} → {after}, rows {rows}")  # noqa: T201 - the numbers
+        grown = grown_between(before, after, most_kib=MOST_GROWTH_KIB, most_more=MOST_MORE)
+        assert grown == []
     finally:
         status = daemon.stop()
     assert status == 0, daemon.log_tail()

@@ -22,6 +22,7 @@ import httpx2
 import jwt
 
 from tests.e2e.bases import debian_mirror, networks_of
+from tests.e2e.servers import TLS_NAME, TLS_PORT, certificate
 
 REPOSITORY_ROOT = Path(__file__).parents[2]
 IMAGES_DIR = REPOSITORY_ROOT / "build" / "images"
@@ -62,6 +63,10 @@ class Daemon:
         return self.root / "daemon.log"
 
     @property
+    def ca_file(self) -> Path:
+        return self.root / "ca.pem"
+
+    @property
     def environment(self) -> dict[str, str]:
         return {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:{TOOLS_DIR}",
@@ -78,9 +83,10 @@ class Daemon:
             # Where the pool is not the subject, it would only take processors from the tests.
             "POOL_SIZE": "0",
             "EGRESS_ALLOWED_NETWORKS": ",".join(
-                [f"{EGRESS_ADDRESS}/32", *networks_of(debian_mirror())]
+                [f"{EGRESS_ADDRESS}/32", *networks_of(TLS_NAME), *networks_of(debian_mirror())]
             ),
-            "EGRESS_PORTS": f"80,443,{EGRESS_PORT}",
+            "EGRESS_PORTS": f"80,443,{EGRESS_PORT},{TLS_PORT}",
+            "EGRESS_CA_FILE": str(self.ca_file),
             "BUILD_SECRETS_DIR": str(self.root / "secrets"),
             **self.settings,
         }
@@ -88,6 +94,7 @@ class Daemon:
     def start(self) -> None:
         """Start the daemon and wait until it says that builds can start."""
         self.port = self.port or free_port()
+        self.ca_file.write_bytes(certificate().certificate)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.daemon", "run"],
@@ -203,6 +210,13 @@ class Daemon:
         assert answer.status_code == 200, answer.text
         return answer.text
 
+    def evidence(self, build_id: str) -> str:
+        """What the machine of a build has left, as the operator sees it."""
+        with self._admin() as client:
+            answer = client.get(f"/builds/{build_id}/evidence")
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
     def build(self, context: bytes | Path | Mapping[str, str], **fields: Any) -> dict[str, Any]:
         """Submit a build and wait for its end."""
         return self.wait(self.submit(context, **fields)["id"])
@@ -258,7 +272,8 @@ def pack(context: bytes | Path | Mapping[str, str]) -> bytes:
     if isinstance(context, bytes):
         return context
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+    # Fast, not small: it goes through a socket of this host.
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         if isinstance(context, Path):
             for path in sorted(context.iterdir()):
                 if path.name != "expect.toml":

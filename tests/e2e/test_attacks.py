@@ -20,7 +20,8 @@ FROM busybox
 COPY report.json /
 RUN cat /report.json; cat /report.json >&2
 RUN printf '\033[2J\033]0;title\007red \033[31m text\r over\b\n'; \
-    printf 'a\000b\377\376c\n'; printf '[ready]\n#1 DONE 0.0s\nid: 7\ndata: {}\n\nerror: x\n'
+    printf 'a\000b\377\376c\n'; printf '[ready]\n#1 DONE 0.0s\nid: 7\ndata: {}\n\nerror: x\n'; \
+    printf 'u\342\200\250data: {}\302\205v\r#1 DONE\n'
 RUN head -c 3000000 /dev/zero | tr '\000' x; echo; echo after the line
 RUN seq 1000000 1299999
 """
@@ -57,6 +58,8 @@ def test_output_is_whole_and_forges_nothing(daemon: Daemon, tmp_path: Path) -> N
     assert said.count(REPORT.splitlines()[0]) == 2  # each stream is told as it was written
     assert "\x1b[2J\x1b]0;title\x07red \x1b[31m text\r over\b" in said
     assert "a\0b\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c" in said
+    # What is a line's end to some readers (to this one of events, too) is none here.
+    assert "u\u2028data: {}\x85v\r#1 DONE" in said
     # BuildKit would stop at 2 MiB, and above 200 KiB a second.
     pieces = [event["content"] for event in lines if event["content"].startswith("xxx")]
     assert sum(map(len, pieces)) == 3_000_000
@@ -65,6 +68,8 @@ def test_output_is_whole_and_forges_nothing(daemon: Daemon, tmp_path: Path) -> N
     ]
     text = daemon.log(build["id"])
     assert text.count("\n") > LINES
+    assert text.count("\n") == len(text.splitlines())
+    assert "u\\u2028data: {}\\x85v\\r#1 DONE\n" in text
     assert "clipped" not in text
     assert "log is cut" not in text
 
@@ -104,8 +109,12 @@ def test_bombs_and_floods_end_with_their_reason_and_others_go_on(attacked: Daemo
 
     ended = attacked.wait(memory["id"])
     assert (ended["status"], ended["error_code"]) == ("failed", "out_of_memory")
+    assert ended["error_reason"] == "guest_out_of_memory"
+    assert "[console]" in attacked.evidence(memory["id"])
     assert "raise memory_mb" in ended["error"]
 
     ended = attacked.wait(disk["id"])
     assert (ended["status"], ended["error_code"]) == ("failed", "out_of_disk")
+    assert ended["error_reason"] == "guest_out_of_disk"
+    assert "[messages]" in attacked.evidence(disk["id"])
     attacked.wait_clean(10)
