@@ -24,6 +24,7 @@ import trio
 
 from supervisor.errors import HostError, ResourceExhausted
 from supervisor.model.oci import Algorithm, Digest, algorithm_of, encoded_part, parse_digest
+from supervisor.registry.room import require_room_sync
 from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
 from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
@@ -197,6 +198,7 @@ class BlobStore:
     def _put_sync(self, name: str, digest: Digest, content: bytes) -> None:
         staged = self.staging / name
         try:
+            require_room_sync(self.staging, len(content))
             staged.write_bytes(content)
             staged.chmod(_MODE)
             self._adopt_sync(staged, len(content), digest)

@@ -14,6 +14,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from supervisor.registry.room import require_room_sync
+
 BLOCK_BYTES = 1 << 20
 """What goes past the page cache begins and ends at multiples of this."""
 
@@ -56,8 +58,9 @@ class Writer:
             os.close(self._direct)
 
     def write_sync(self, offset: int, pieces: Sequence[Piece]) -> None:
-        """Write `pieces` at `offset`. Raises OSError."""
+        """Write `pieces` at `offset`. Raises OSError, also before the reserve."""
         length = sum(map(len, pieces))
+        require_room_sync(self._fd, length)
         if offset % BLOCK_BYTES == 0 and length == BLOCK_BYTES and self._open_direct():
             self._write_block(offset, pieces)
         else:

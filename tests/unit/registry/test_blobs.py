@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 from supervisor.errors import HostError, ResourceExhausted
 from supervisor.registry import blobs as module
 from supervisor.registry.blobs import BlobStore
+from supervisor.registry.room import RESERVE_BYTES
 from supervisor.runtime.threads import Threads
 from tests.registry.images import digest_of
 
@@ -161,6 +163,18 @@ async def test_a_full_disk_is_told_as_such(
             await put(store)
         with pytest.raises(HostError, match="cannot be prepared"):
             store.prepare_sync()
+    assert await store.stored() == []
+    assert list(store.staging.iterdir()) == []
+
+
+async def test_a_manifest_does_not_take_the_last_of_a_disk(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearly_full = types.SimpleNamespace(f_frsize=1, f_blocks=1 << 40, f_bavail=RESERVE_BYTES)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: nearly_full)
+        with pytest.raises(ResourceExhausted, match="No space left"):
+            await put(store)
     assert await store.stored() == []
     assert list(store.staging.iterdir()) == []
 

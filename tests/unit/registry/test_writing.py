@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from supervisor.errors import ResourceExhausted
 from supervisor.model.oci import RepositoryName
 from supervisor.registry import uploads as module
 from supervisor.registry.blobs import BlobStore
+from supervisor.registry.room import RESERVE_BYTES
 from supervisor.registry.uploads import Upload, Uploads
 from supervisor.registry.writing import BLOCK_BYTES, Buffers, Writer
 from supervisor.runtime.threads import Threads
@@ -179,6 +181,33 @@ async def test_a_block_that_is_not_written_is_not_hashed(
         with pytest.raises(ResourceExhausted):
             await upload.append(Body(CONTENT[BLOCK_BYTES:], BLOCK_BYTES))
     assert upload.size_bytes == BLOCK_BYTES
+    await upload.append(Body(CONTENT[BLOCK_BYTES:], BLOCK_BYTES))
+    await upload.verify(digest_of(CONTENT))
+
+
+async def test_the_last_of_a_disk_is_not_for_pushes(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left = 0
+    block = os.statvfs(tmp_path).f_frsize
+
+    def nearly_full(where: int | Path) -> types.SimpleNamespace:
+        return types.SimpleNamespace(f_frsize=block, f_blocks=(100 << 30) // block, f_bavail=left)
+
+    monkeypatch.setattr(os, "statvfs", nearly_full)
+    left = (RESERVE_BYTES + BLOCK_BYTES) // block
+    upload = uploads.create(REPOSITORY)
+    await upload.append(Body(CONTENT[:BLOCK_BYTES], BLOCK_BYTES))
+    left = (RESERVE_BYTES + BLOCK_BYTES) // block - 1
+    with pytest.raises(ResourceExhausted, match="full"):
+        await upload.append(Body(CONTENT[BLOCK_BYTES:], BLOCK_BYTES))
+    assert upload.size_bytes == upload.path.stat().st_size == BLOCK_BYTES
+    # Of a disk that is small, less is kept.
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda _: types.SimpleNamespace(f_frsize=1, f_blocks=100 << 20, f_bavail=10 << 20),
+    )
     await upload.append(Body(CONTENT[BLOCK_BYTES:], BLOCK_BYTES))
     await upload.verify(digest_of(CONTENT))
 
