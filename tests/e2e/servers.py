@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import socket
@@ -18,7 +19,17 @@ from typing import ClassVar
 
 from tests.e2e.bases import BASES_DIR, manifest_digest
 
-TLS_NAME = socket.gethostname()
+
+def _name_of_this_host() -> str:
+    for name in (socket.gethostname(), socket.getfqdn(), "localhost.localdomain"):
+        with contextlib.suppress(OSError):
+            if name != "localhost" and socket.gethostbyname(name):
+                return name
+    # Then the test that needs it tells.
+    return socket.gethostname()
+
+
+TLS_NAME = _name_of_this_host()
 """A name that resolves here and is not `localhost`, which no client asks a proxy for."""
 TLS_PORT = 38443
 IMAGE = "only-here"
