@@ -58,7 +58,7 @@ def _check_privileges(pid: int, uid: int) -> None:
         assert int(status[name], 16) == 0, f"{name} {status[name]}"
     assert set(status["Uid"].split()) == {str(uid)}
     # It can name, and signal, no process but the sandbox's own, which is the first one there.
-    assert status["NSpid"].split()[-1] == "2"
+    assert status["NSpid"].split()[-1] == "2", status["NSpid"]
 
 
 def _check_network(pid: int) -> None:

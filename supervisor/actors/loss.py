@@ -16,10 +16,14 @@ from supervisor.model.build import Build, ErrorReason, Reason
 from supervisor.model.lifecycle import Ended
 from supervisor.vm.machine import Machine
 
-REAP_SECONDS = 1.0
+REAP_SECONDS = 5.0
 """The link breaks a moment before the VMM is reaped."""
 SHOWN_CHARACTERS = 1000
 """Of the console, in the sentence for the tenant; the rest is in the evidence."""
+
+NOT_STARTED = (
+    "the machine did not start; the operator finds why in the build's evidence and the daemon's log"
+)
 
 _OF_GUEST = {
     Reason.OUT_OF_MEMORY: ErrorReason.GUEST_OUT_OF_MEMORY,
@@ -36,6 +40,8 @@ class Loss:
     reason: ErrorReason
     console: str = ""
     """The guest's last words, as the tenant may see them."""
+    host_said: str = ""
+    """Why the machine did not start, for the operator: it may name files of the host."""
 
     @property
     def error(self) -> str:
@@ -51,10 +57,12 @@ async def explain_loss(
 
     `machine` is None for one that did not start, `link` for one whose agent has not said hello.
     """
-    if machine is None:
-        return Loss(exc.message, ErrorReason.BOOT_FAILED)
+    if machine is None or isinstance(exc, VmBootFailed):
+        evidence = exc.evidence if isinstance(exc, VmBootFailed) else ""
+        said = f"{exc.message}\n{evidence}".strip()
+        return Loss(NOT_STARTED, ErrorReason.BOOT_FAILED, host_said=said)
     message = exc.message
-    reason = ErrorReason(exc.reason) if isinstance(exc, GuestLost) else ErrorReason.BOOT_FAILED
+    reason = ErrorReason(exc.reason)
     end = None
     with trio.move_on_after(REAP_SECONDS):
         end = await machine.wait_exit()
@@ -81,7 +89,7 @@ def render_evidence(
 ) -> str | None:
     """Return what the operator may want to see of an attempt that ended so; None if nothing.
 
-    `boot` is what the VMM said that did not start.
+    `boot` is why the machine did not start; see `Loss.host_said`.
     """
     if verdict.detail is None and verdict.reason is not Reason.BUILD_TIMEOUT:
         return None

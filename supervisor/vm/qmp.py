@@ -14,8 +14,8 @@ from typing import Any
 import trio
 
 MAX_LINE_BYTES = 1 << 16
-ANSWER_SECONDS = 1.0
-"""A VMM that runs answers within milliseconds, whatever its guest does."""
+ANSWER_SECONDS = 5.0
+"""A VMM that runs answers within milliseconds, whatever its guest does; the host may be busy."""
 
 _NEGOTIATE = b'{"execute":"qmp_capabilities"}\n'
 _QUIT = b'{"execute":"quit"}\n'
@@ -80,7 +80,7 @@ class Qmp:
         return self._send_nowait(_QUIT)
 
     async def is_answering(self) -> bool:
-        """Say whether the VMM answers within a second, while `follow` takes in what it says."""
+        """Say whether the VMM answers in time, while `follow` takes in what it says."""
         answered = self._answered
         if self._send_nowait(_ASK):
             with trio.move_on_after(ANSWER_SECONDS):

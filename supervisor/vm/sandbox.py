@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from supervisor.errors import ToolFailed
@@ -36,10 +37,11 @@ _OWN_USERS = ("unshare", "--user", "--map-root-user", "--")
 # whether the parent lives, before it becomes anything that could outlive it.
 _PARENT_LIVES = '[ "$PPID" = "$0" ]'
 _TIED = f'{_PARENT_LIVES} && exec "$@"'
-# A PID namespace, whose first process dies with this one. Not bubblewrap's: killed while it
-# prepares its view, that leaves a child behind that is tied to nobody.
-_TIED_WITH_OWN_PROCESSES = f"""{_PARENT_LIVES} && exec unshare --pid --fork --kill-child=KILL -- \\
-/bin/sh -c 'read -r _ _ state _ <"/proc/$0/stat" && [ "$state" != Z ] && exec "$@"' $$ "$@\""""
+# A PID namespace with the /proc that belongs to it, whose first process dies with this one. Not
+# bubblewrap's: killed while it prepares its view, that leaves a child that is tied to nobody.
+_TIED_WITH_OWN_PROCESSES = f"""{_PARENT_LIVES} && exec 9<"/proc/$$/stat" && \
+exec unshare --pid --fork --kill-child=KILL --mount-proc -- \
+/bin/sh -c 'read -r _ _ state _ <&9 && [ "$state" != Z ] && exec "$@" 9<&-' - "$@\""""
 
 # What programs of the distribution are made of. No configuration, no other programs.
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/share/qemu", "/usr/share/seabios")
@@ -75,6 +77,13 @@ class Sandbox:
     """What `inside` needs to get rid of the rest; None if there is no private view."""
     uid: int | None = None
     """The host's user that it runs as, if that is not the daemon's."""
+    has_own_proc: bool = True
+    """Whether a /proc can be mounted for it, which bubblewrap reads from within a PID namespace.
+
+    Where /proc is partly hidden (a hardened service, a container) it cannot. Then bubblewrap makes
+    the PID namespace, and a daemon killed in that moment may leave a process to whoever ends what
+    the service has left: systemd, the container's end, or the sweep at the daemon's next start.
+    """
 
     def wrap(self, argv: Sequence[str], needs: Needs = NOTHING) -> list[str]:
         """Return the command line that runs `argv` inside."""
@@ -95,7 +104,7 @@ class Sandbox:
                 _locate(word) if word in ("setpriv", "unshare") else word for word in inside
             )
         view = self._view(program, needs)
-        script = _TIED_WITH_OWN_PROCESSES if view else _TIED
+        script = _TIED_WITH_OWN_PROCESSES if view and self.has_own_proc else _TIED
         tied = [*TIED_TO_PARENT, "/bin/sh", "-c", script, str(os.getpid())]
         return [*self.outside, *tied, *limits, *view, *inside, program, *argv[1:]]
 
@@ -107,6 +116,8 @@ class Sandbox:
         # It stays, as the namespace's `init`, and is what dies with the daemon: of another user's
         # process, which a VMM of root's is, it could not be told to (no CAP_KILL).
         words = ["bwrap", "--unshare-net", "--unshare-ipc"]
+        if not self.has_own_proc:
+            words.append("--unshare-pid")
         for directory in _parents([*_SYSTEM, *_DEVICES, *shown, *map(os.fspath, needs.writes)]):
             words += ["--perms", "0755", "--dir", directory]
         for path in _SYSTEM:
@@ -161,10 +172,15 @@ def root_cage(kvm_gid: int | None) -> Sandbox:
 
 def kinds() -> tuple[Sandbox, ...]:
     """Return what may be tried, the strictest first."""
-    others = (CAGE, NO_VIEW, NO_NETWORK, UNPRIVILEGED)
+    others = (*_with_either_proc(CAGE), NO_VIEW, NO_NETWORK, UNPRIVILEGED)
     if os.geteuid() != 0:
         return others
-    return (root_cage(KVM.stat().st_gid if KVM.exists() else None), *others)
+    cage = root_cage(KVM.stat().st_gid if KVM.exists() else None)
+    return (*_with_either_proc(cage), *others)
+
+
+def _with_either_proc(cage: Sandbox) -> tuple[Sandbox, Sandbox]:
+    return cage, replace(cage, has_own_proc=False)
 
 
 async def find_sandbox(trials: Iterable[Sequence[str]]) -> Sandbox:
@@ -172,15 +188,17 @@ async def find_sandbox(trials: Iterable[Sequence[str]]) -> Sandbox:
 
     Raises ToolFailed if they do not even run in the last one.
     """
-    *stricter, last = kinds()
-    for kind in stricter:
+    for kind, following in pairwise(kinds()):
         try:
             for trial in trials:
                 await run_tool(kind.wrap(trial))
         except ToolFailed as exc:
-            log.bind(sandbox=kind.name, why=exc.message).warning("sandbox.refused")
+            # The same cage made in the other way keeps a program in as well.
+            level = "INFO" if following.name == kind.name else "WARNING"
+            log.bind(sandbox=kind.name, why=exc.message).log(level, "sandbox.refused")
         else:
             return kind
+    last = kinds()[-1]
     for trial in trials:
         await run_tool(last.wrap(trial))
     return last

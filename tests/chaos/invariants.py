@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter, defaultdict
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -131,7 +132,7 @@ async def check_stopped(
 
 
 def _rows(database: Path) -> dict[str, dict[str, Any]]:
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row
         (verdict,) = connection.execute("PRAGMA integrity_check").fetchone()
         assert verdict == "ok", verdict

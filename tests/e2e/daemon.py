@@ -31,7 +31,7 @@ TOOLS_DIR = REPOSITORY_ROOT / "build" / "tools" / "bin"
 
 EGRESS_ADDRESS = "127.0.0.2"
 """Stands for an internal mirror: an address of this host, opened to builds by the operator."""
-EGRESS_PORT = 38080
+EGRESS_PORT = 18080
 
 START_SECONDS = 120
 """Probing the accelerator and importing the base images take most of it."""

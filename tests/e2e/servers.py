@@ -22,16 +22,17 @@ from tests.e2e.bases import BASES_DIR, manifest_digest
 
 def _name_of_this_host() -> str:
     for name in (socket.gethostname(), socket.getfqdn(), "localhost.localdomain"):
-        with contextlib.suppress(OSError):
-            if name != "localhost" and socket.gethostbyname(name):
-                return name
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            if name != "localhost":
+                sock.bind((socket.gethostbyname(name), 0))
+                return name.lower()
     # Then the test that needs it tells.
     return socket.gethostname()
 
 
 TLS_NAME = _name_of_this_host()
 """A name that resolves here and is not `localhost`, which no client asks a proxy for."""
-TLS_PORT = 38443
+TLS_PORT = 18443
 IMAGE = "only-here"
 
 
@@ -135,7 +136,9 @@ def serving(address: str, port: int, work: Path, *, by_tls: bool = False) -> Ite
         _make_repository(work / "repository.git")
     with ThreadingHTTPServer((address, port), _Handler) as server:
         if by_tls:
-            server.socket = _tls(work).wrap_socket(server.socket, server_side=True)
+            server.socket = _tls(work).wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

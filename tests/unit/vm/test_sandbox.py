@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ async def test_roots_machines_run_as_another_user(monkeypatch: pytest.MonkeyPatc
     sandbox = await find_sandbox(TRIALS)
     assert sandbox.uid == MACHINE_UID
     assert sandbox == kinds()[0]
+
+
+async def test_where_no_proc_can_be_mounted_bubblewrap_makes_the_pid_namespace(
+    tools: Path,
+) -> None:
+    refuse_proc = '#!/bin/sh\ncase "$*" in *--mount-proc*) exit 1;; esac\n'
+    put(tools, "unshare", refuse_proc + RUN_THE_REST)
+    sandbox = await find_sandbox(TRIALS)
+    assert sandbox == replace(CAGE, has_own_proc=False)
+    assert "--unshare-pid" in sandbox.wrap(["program"])
 
 
 async def test_without_a_private_view_the_rest_of_the_cage_stays(tools: Path) -> None:
