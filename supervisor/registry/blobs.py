@@ -129,8 +129,6 @@ class BlobStore:
 
     async def is_whole(self, digest: Digest, size_bytes: int) -> bool:
         """Say whether the blob's file is there and `size_bytes` long; its bytes are not read."""
-        if digest in self._cache:
-            return True
         return await run_in_thread(self._threads.blobs, self._is_whole_sync, digest, size_bytes)
 
     async def read(self, fd: int, offset: int, length: int) -> bytes:

@@ -144,7 +144,7 @@ class Mirror:
         """Return a manifest of a covered repository, as `find_blob` does."""
         place = self._require(repository)
         found = await self._facts.find_manifest(place.local, digest)
-        if found is None or not await self._store.is_whole(digest, found.size_bytes):
+        if found is None or not await self._is_readable(digest):
             work = partial(self._fetch_manifest, place, digest)
             found = await self._flights.join((place.local, "manifest", digest), work)
         return found
@@ -156,11 +156,29 @@ class Mirror:
         here.
         """
         place = self._require(repository)
-        known = await self._facts.find_mirrored_tag(place.local, tag)
+        known = await self._find_usable_tag(place, tag)
         if known is not None and self._is_fresh(known):
             return known.manifest
         work = partial(self._refresh, place, tag)
         return await self._flights.join((place.local, "tag", tag), work)
+
+    async def _find_usable_tag(self, place: _Place, tag: Tag) -> MirroredTag | None:
+        """Return what is known of a tag; None also if its manifest must be fetched again.
+
+        A pushed one stands even so: the upstream's tag of that name may be something else.
+        """
+        known = await self._facts.find_mirrored_tag(place.local, tag)
+        if known is None or known.checked_at is None:
+            return known
+        return known if await self._is_readable(known.manifest.digest) else None
+
+    async def _is_readable(self, digest: Digest) -> bool:
+        """Say whether a manifest's bytes are here, and right."""
+        try:
+            await self._store.read_whole(digest)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _is_fresh(self, known: MirroredTag) -> bool:
         if known.checked_at is None:
@@ -200,7 +218,7 @@ class Mirror:
         return None if fetched is None else await self._keep(place, fetched, [])
 
     async def _refresh(self, place: _Place, tag: Tag) -> ManifestInfo | None:
-        known = await self._facts.find_mirrored_tag(place.local, tag)
+        known = await self._find_usable_tag(place, tag)
         if known is not None and self._is_fresh(known):
             return known.manifest  # somebody else's refresh has just ended, or a push
         try:

@@ -105,7 +105,7 @@ class Upload:
         self._receiving = scope = trio.CancelScope()
         with scope:
             fd = await run_in_thread(self._threads.blobs, _open_for_writing_sync, self.path)
-            writer = Writer(self.path, fd, self._buffers)
+            writer = Writer(fd, self._buffers)
             try:
                 await self._append(writer, body)
             finally:

@@ -12,7 +12,6 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from supervisor.registry.room import require_room_sync
 
@@ -43,8 +42,7 @@ class Buffers:
 class Writer:
     """The open file of one upload. One thread at a time; whoever opens it closes it."""
 
-    def __init__(self, path: Path, fd: int, buffers: Buffers) -> None:
-        self._path = path
+    def __init__(self, fd: int, buffers: Buffers) -> None:
         self._fd = fd
         self._buffers = buffers
         # None: not opened yet, or this file system does not have it.
@@ -97,8 +95,9 @@ class Writer:
     def _open_direct(self) -> bool:
         if self._direct is None and self._may_be_direct:
             try:
+                # Not by its name, which a discarded upload has no longer.
                 self._direct = os.open(
-                    self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW
+                    f"/proc/self/fd/{self._fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
                 )
             except OSError as exc:
                 if exc.errno not in (errno.EINVAL, errno.EOPNOTSUPP):

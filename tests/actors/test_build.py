@@ -15,12 +15,14 @@ from trio.testing import MockClock
 
 from agent import wire
 from supervisor.actors import build as build_module
+from supervisor.actors.build import BuildActor
 from supervisor.actors.hostports import GuestPort
+from supervisor.actors.loss import NOT_STARTED
 from supervisor.actors.phases import PhaseClock
 from supervisor.api.views import render_build
 from supervisor.egress.policy import Decision
 from supervisor.egress.proxy import OnDecision
-from supervisor.errors import NotFound, ResourceExhausted
+from supervisor.errors import HostError, NotFound, ResourceExhausted
 from supervisor.model.build import (
     BuildRequest,
     ErrorReason,
@@ -32,6 +34,7 @@ from supervisor.model.build import (
     Status,
 )
 from supervisor.model.ids import BuildId
+from supervisor.runtime.logs import log
 from supervisor.store import builds
 from supervisor.store.database import Database
 from supervisor.store.eventlog import BuildLog
@@ -420,9 +423,37 @@ async def test_a_machine_that_cannot_boot_fails_the_build_with_its_evidence(
         build = await world.wait_end(build_id)
         assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
         assert build.error_reason is ErrorReason.BOOT_FAILED
-        assert "a fake console" not in (build.error or "")
-        assert "a fake console" in (await world.builds.evidence(build_id)).decode()
+        assert build.error == NOT_STARTED
+        files = holding(b"/run/hypeman", world.ledger.directory(build_id))
+        assert files == [world.ledger.evidence_path(build_id)], "what the host says is not theirs"
+        assert b"/run/hypeman" not in json.dumps(await world.events(build_id)).encode()
+        evidence = (await world.builds.evidence(build_id)).decode()
+        said = evidence.rpartition("[VMM]\n")[2]
+        assert "the directory /run/hypeman/" in said
+        assert "a fake console" in said
         assert (await world.wait_end(await world.submit())).status is Status.READY
+
+
+async def test_what_the_host_refuses_is_told_to_the_operator_alone(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async def refuse(self: BuildActor) -> None:
+        raise HostError("/etc/hypeman/secrets/acme/key cannot be read: Permission denied")
+
+    said: list[str] = []
+    sink = log.add(
+        lambda message: said.append(message.record["extra"].get("why", "")), level="ERROR"
+    )
+    monkeypatch.setattr(BuildActor, "_read_secrets", refuse)
+    async with open_world(data_dir) as world:
+        build_id = await world.submit()
+        build = await world.wait_end(build_id)
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.BUILDER_LOST)
+        assert build.error_reason is ErrorReason.HOST_FAILED
+        assert build.error == build_module.HOST_FAILED
+        assert not holding(b"/etc/hypeman", world.ledger.directory(build_id))
+    log.remove(sink)
+    assert said == ["/etc/hypeman/secrets/acme/key cannot be read: Permission denied"]
 
 
 async def test_a_guest_that_never_listens_is_given_up_after_the_boot_timeout(

@@ -159,6 +159,49 @@ async def test_a_guest_that_never_answers_is_given_up(autojump_clock: MockClock)
         assert first not in hypervisor.running
 
 
+async def warm_up_after(seconds: float, talk: Talk) -> None:
+    """Be alive, and for so long not fit for a build."""
+    await talk.say(wire.Hello(protocol=wire.PROTOCOL_VERSION, agent="fake"))
+    assert isinstance(await talk.hear(), wire.GetStatus)
+    with trio.move_on_after(seconds):
+        while True:
+            await talk.say(wire.Heartbeat(agents.AGENT_TIME))
+            await trio.sleep(wire.HEARTBEAT_SECONDS)
+    await talk.say(wire.Status(1, agents.AGENT_TIME, "idle"))
+    while True:
+        await talk.say(wire.Heartbeat(agents.AGENT_TIME))
+        await trio.sleep(wire.HEARTBEAT_SECONDS)
+
+
+async def test_a_guest_that_is_alive_and_never_fit_for_a_build_is_replaced(
+    autojump_clock: MockClock, events: list[str]
+) -> None:
+    hypervisor = fake(partial(warm_up_after, math.inf))
+    async with open_pool(hypervisor, boot_timeout=30) as pool:
+        (first,) = [machine.id for machine in pool.state.waiting]
+        await trio.sleep(29)
+        assert pool.counts == MachineCounts(booting=1, idle=0, leased=0)
+        assert first in hypervisor.running
+        hypervisor.guest = agent(be_idle)
+        await trio.sleep(2)
+        assert pool.state.failures == 1
+        assert first not in hypervisor.running
+        assert "pool.machine_lost" in events
+        await wait_counts(pool, idle=1)
+
+
+async def test_the_time_to_become_fit_for_a_build_begins_with_the_hello(
+    autojump_clock: MockClock,
+) -> None:
+    hypervisor = fake(partial(warm_up_after, 25), boot_delay=25)
+    async with open_pool(hypervisor, boot_timeout=30) as pool:
+        (first,) = [machine.id for machine in pool.state.waiting]
+        await wait_counts(pool, idle=1)
+        await trio.sleep(100)
+        assert list(hypervisor.running) == [first]
+        assert pool.state.failures == 0
+
+
 @pytest.mark.parametrize("way", ["killed", "powers off"])
 async def test_a_machine_that_dies_while_it_waits_is_replaced(
     way: str, autojump_clock: MockClock, events: list[str]

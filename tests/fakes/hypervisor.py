@@ -265,7 +265,8 @@ class FakeHypervisor:
             await trio.sleep(self.boot_delay)
             if self.fails_to_boot > 0:
                 self.fails_to_boot -= 1
-                raise VmBootFailed(f"machine {spec.id} did not start", evidence="a fake console")
+                why = f"machine {spec.id} cannot start: the directory /run/hypeman/{spec.id} cannot"
+                raise VmBootFailed(f"{why} be made", evidence="a fake console")
             self.booted.append(spec)
             task_status.started(machine)
             await machine.run(code, dies_after)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +93,59 @@ async def test_a_blob_whose_file_is_damaged_is_fetched_again(mirrored: Mirrored)
     path.write_bytes(path.read_bytes()[:-1])
     await pull(mirrored.client, APP)
     assert path.read_bytes() == APP.blobs[0]
+
+
+DAMAGES = [lambda old: b"x" + old[1:], lambda old: old[:-1], None]
+
+
+def damage_manifest(mirrored: Mirrored, damage: Callable[[bytes], bytes] | None) -> Path:
+    """Damage the file of `APP`'s manifest, None: remove it; as after a restart, no memory of it."""
+    store = mirrored.served.actor.store
+    path = store.path(APP.digest)
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(APP.manifest))
+    store._forget(APP.digest)
+    return path
+
+
+@pytest.mark.parametrize("ahead", [0.0, TTL + 10])
+@pytest.mark.parametrize("reference", ["1", APP.digest])
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_manifest_whose_file_is_damaged_is_fetched_again(
+    mirrored: Mirrored, damage: Callable[[bytes], bytes] | None, reference: str, ahead: float
+) -> None:
+    mirrored.upstream.add("acme/app", APP, "1")
+    await pull(mirrored.client, APP, "1")
+    path = damage_manifest(mirrored, damage)
+    mirrored.clock.ahead = ahead
+    await pull(mirrored.client, APP, reference)
+    assert path.read_bytes() == APP.manifest
+    asked = len(mirrored.upstream.seen)
+    await pull(mirrored.client, APP, reference)
+    assert len(mirrored.upstream.seen) == asked
+
+
+async def test_a_damaged_manifest_without_its_upstream_is_unavailable(
+    mirrored: Mirrored,
+) -> None:
+    mirrored.upstream.add("acme/app", APP, "1")
+    await pull(mirrored.client, APP, "1")
+    damage_manifest(mirrored, None)
+    down(mirrored, 502)
+    got = await mirrored.client("GET", f"{HERE}/manifests/1")
+    assert (got.status, got.code) == (502, "UNAVAILABLE")
+
+
+async def test_a_damaged_manifest_that_was_pushed_is_not_replaced_by_another_one(
+    mirrored: Mirrored,
+) -> None:
+    operator = Client(mirrored.served.app, admin_token())
+    await operator.push(f"mirror/{NAME}/acme/app", APP, "1")
+    mirrored.upstream.add("acme/app", NEWER, "1")
+    damage_manifest(mirrored, None)
+    assert await mirrored.client.status_of(f"{HERE}/manifests/1") == 404
+    assert mirrored.upstream.seen == []
 
 
 async def test_a_tag_is_confirmed_when_it_is_old_and_costs_no_fetch(mirrored: Mirrored) -> None:

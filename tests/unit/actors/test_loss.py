@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from supervisor.actors.loss import Loss, render_evidence
-from supervisor.errors import GuestLost
+from supervisor.actors.loss import NOT_STARTED, Loss, explain_loss, render_evidence
+from supervisor.errors import GuestLost, VmBootFailed
 from supervisor.model.build import ErrorReason, Reason
 from supervisor.model.lifecycle import Ended
 from tests.samples import a_build
@@ -19,6 +19,14 @@ def test_the_tenant_is_told_the_end_of_the_console() -> None:
     assert loss.error.endswith("x\nthe last words")
     assert len(loss.error) < 1100
     assert Loss("it ended", ErrorReason.VMM_EXITED).error == "it ended"
+
+
+async def test_why_a_machine_did_not_start_is_for_the_operator() -> None:
+    refused = VmBootFailed("qemu was not found; install it, or fix PATH=/opt", evidence="its words")
+    loss = await explain_loss(refused, None, None)
+    assert loss.error == NOT_STARTED
+    assert loss.reason is ErrorReason.BOOT_FAILED
+    assert loss.host_said == f"{refused.message}\nits words"
 
 
 def test_a_step_that_failed_leaves_no_evidence() -> None:

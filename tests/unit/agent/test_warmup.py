@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,28 @@ async def test_a_machine_that_cannot_build_is_never_warm(
     await run(warm_up, daemon, said)
     assert not warm_up.done.is_set()
     assert said == ["exit status 1: its last words"]
+
+
+@pytest.mark.parametrize("what", ["its context", "its program"])
+async def test_one_that_cannot_be_started_says_why(
+    what: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def run_child(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "its context":
+        monkeypatch.setattr(warmup, "write_context_sync", refuse)
+    else:
+        monkeypatch.setattr(warmup, "run_child", run_child)
+    warm_up, daemon = WarmUp(), Ready()
+    daemon.may_be_ready.set()
+    said: list[str] = []
+    await run(warm_up, daemon, said)
+    assert not warm_up.done.is_set()
+    assert said == ["the warm-up could not be started: [Errno 28] No space left on device"]
 
 
 async def test_a_buildkit_that_has_ended_is_not_waited_for(command: list[str]) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,9 @@ from supervisor.api.listeners import Addresses
 from supervisor.config import Settings
 from supervisor.daemon import app, tracing
 from supervisor.errors import ConfigError
+from supervisor.model.build import Build
 from supervisor.runtime.activation import PassedSockets
+from supervisor.runtime.logs import log
 from supervisor.runtime.metrics import Metrics
 from tests.api.conftest import SOURCE
 from tests.fakes.agent import Talk, agent
@@ -314,3 +317,37 @@ async def test_a_build_that_ends_is_counted_and_its_trace_sent_at_the_latest_at_
     assert metrics.registry.get_sample_value("hypeman_builds_total", {"status": "cancelled"}) == 1
     assert {tracing.ROOT, "queue", "lease"} <= {span.name for span in collector.spans()}
     assert len({span.trace_id for span in collector.spans()}) == 1
+
+
+@pytest.mark.usefixtures("hypervisor")
+async def test_a_trace_that_cannot_be_made_costs_neither_the_build_nor_the_daemon(
+    root: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def broken(_: str | None) -> AsyncIterator[tracing.TellEnd]:
+        def fail(build: Build) -> None:
+            raise OverflowError("cannot convert float infinity to integer")
+
+        yield fail
+
+    said: list[tuple[str, str]] = []
+
+    def note(message: Any) -> None:
+        record = message.record
+        said.append((record["message"], record["extra"].get("build_id", "")))
+
+    monkeypatch.setattr(app, "open_tracing", broken)
+    sink = log.add(note, level="ERROR")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.run_daemon, settings(root))
+        await manager.wait("READY=1")
+        build_id = await submit(root)
+        await wait_building(root, build_id)
+        async with client(root) as http:
+            assert (await http.delete(f"/builds/{build_id}")).status_code == 204
+            await http.get(f"/builds/{build_id}/logs")  # to its end
+            shown = (await http.get(f"/builds/{build_id}")).json()
+        send(signal.SIGTERM)
+    log.remove(sink)
+    assert shown["status"] == "cancelled"
+    assert said == [("tracing.failed", build_id)]

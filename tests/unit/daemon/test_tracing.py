@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,21 @@ async def test_times_that_make_no_sense_cost_no_other_trace(collector: Collector
         tell(replace(ended(3), created_at=0.0, started_at=None, completed_at=0.0, phases={}))
         tell(replace(ended(4), completed_at=0.0))
     assert len([span for span in collector.spans() if not span.parent_span_id]) == 4
+
+
+@pytest.mark.parametrize("seconds", [math.inf, -math.inf, math.nan])
+async def test_a_damaged_record_whose_times_are_no_numbers_has_a_trace_all_the_same(
+    seconds: float, collector: Collector
+) -> None:
+    phases = {Phase.QUEUE: seconds, Phase.LEASE: seconds, Phase.BUILD: 7.0}
+    async with open_tracing(collector.url) as tell:
+        tell(replace(ended(1), phases=phases))
+        tell(replace(ended(2), created_at=seconds, completed_at=seconds))
+        tell(ended(3))
+    spans = collector.spans()
+    assert len([span for span in spans if not span.parent_span_id]) == 3
+    for span in spans:
+        assert 0 <= span.start_time_unix_nano <= span.end_time_unix_nano < 1 << 63
 
 
 async def test_a_collector_that_hangs_holds_nobody_up_and_what_waits_for_it_is_bounded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,17 @@ async def test_a_reader_keeps_what_it_opened(store: BlobStore) -> None:
         await store.open(DIGEST, len(CONTENT))
     with pytest.raises(FileNotFoundError):
         await store.read_whole(DIGEST)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 3)])
+async def test_what_memory_holds_is_not_whole_without_its_file(
+    store: BlobStore, damage: Callable[[Path], None]
+) -> None:
+    await put(store)
+    assert await store.read_whole(DIGEST) == CONTENT
+    assert await store.is_whole(DIGEST, len(CONTENT))
+    damage(store.path(DIGEST))
+    assert not await store.is_whole(DIGEST, len(CONTENT))
 
 
 async def test_what_is_kept_is_not_collected(store: BlobStore) -> None:

@@ -50,11 +50,10 @@ def uploads(tmp_path: Path) -> Uploads:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[tuple[Path, Writer]]:
-    path = tmp_path / "file"
-    writer = Writer(path, os.open(path, os.O_WRONLY | os.O_CREAT, 0o640), Buffers())
-    yield path, writer
-    writer.close()
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    opened = Writer(os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT, 0o640), Buffers())
+    yield opened
+    opened.close()
 
 
 def open_flags(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -100,6 +99,34 @@ async def test_whole_blocks_go_past_the_page_cache_and_nothing_else_does(
     assert not any(flags & os.O_DIRECT for flags in seen)
     await uploads.create(REPOSITORY).append(Body(CONTENT, 99_999))
     assert sum(bool(flags & os.O_DIRECT) for flags in seen) == 1
+
+
+def test_the_first_block_may_come_after_the_file_lost_its_name(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that waits for a thread ends, whoever discards the upload meanwhile."""
+    seen = open_flags(monkeypatch)
+    path = tmp_path / "file"
+    with path.open("rb") as reader:
+        path.unlink()
+        writer.write_sync(0, [CONTENT[:BLOCK_BYTES]])
+        assert reader.read() == CONTENT[:BLOCK_BYTES]
+    assert sum(bool(flags & os.O_DIRECT) for flags in seen) == 1
+
+
+async def test_an_upload_that_is_discarded_while_it_is_received_fails_nobody(
+    uploads: Uploads,
+) -> None:
+    upload = uploads.create(REPOSITORY)
+
+    class Discarding(Body):
+        async def read_batch(self, at_least: int) -> list[bytes]:
+            uploads.discard(upload.id)
+            return await super().read_batch(at_least)
+
+    await upload.append(Discarding(CONTENT, 99_999))
+    assert upload.size_bytes == len(CONTENT)
+    assert not upload.path.exists()
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,14 +176,14 @@ async def test_a_file_system_that_cannot_do_it_gets_the_same_bytes(
 
 
 def test_other_errors_of_the_disk_are_raised(
-    opened: tuple[Path, Writer], monkeypatch: pytest.MonkeyPatch
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> int:
         raise OSError(errno.EIO, "broken")
 
     monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(OSError, match="broken"):
-        opened[1].write_sync(0, [CONTENT[:BLOCK_BYTES]])
+        writer.write_sync(0, [CONTENT[:BLOCK_BYTES]])
 
 
 def test_memory_for_blocks_is_used_again() -> None:
