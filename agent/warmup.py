@@ -60,15 +60,18 @@ class WarmUp:
 
 async def _build_nothing() -> str:
     """Build; return what went wrong, or nothing."""
-    write_context_sync(Path(paths.WARMUP_DIR), os.urandom(16).hex())
     tail = Tail()
     command = argv(paths.WARMUP_DIR)
-    status = await run_child(command, tail, env=builder_env(), user=paths.BUILDER_UID)
+    try:
+        write_context_sync(Path(paths.WARMUP_DIR), os.urandom(16).hex())
+        status = await run_child(command, tail, env=builder_env(), user=paths.BUILDER_UID)
+    except OSError as exc:
+        return f"the warm-up could not be started: {exc}"
     return f"{describe_status(status)}: {tail.text}" if status else ""
 
 
 def write_context_sync(directory: Path, name: str) -> None:
-    """Make the context: a program of that name, and a Dockerfile that runs it."""
+    """Make the context: a program of that name, and a Dockerfile that runs it. Raises OSError."""
     directory.mkdir(0o755)
     program = directory / name
     program.write_bytes(exit_program())

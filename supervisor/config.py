@@ -240,7 +240,8 @@ class Settings(BaseSettings):
     boot_timeout: float = Field(
         120.0,
         gt=0,
-        description="Seconds from VMM start to the agent's hello; emulation can be slow.",
+        description="Seconds from VMM start to the agent's hello, and in the pool as many again"
+        " until it is fit for a build; emulation can be slow.",
     )
     link_silence: float = Field(
         60.0, gt=0, description="Seconds without any frame after which a guest counts as lost."

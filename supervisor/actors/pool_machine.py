@@ -19,6 +19,7 @@ from agent import wire
 from supervisor.actors.contact import Contact, ContactTimes, Dial, make_contact
 from supervisor.errors import GuestLost, HostError
 from supervisor.guest.link import GuestLink
+from supervisor.model.build import ErrorReason
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
 from supervisor.vm.machine import Hypervisor, Machine, MachineSpec
@@ -91,7 +92,7 @@ class WarmMachine:
                     try:
                         self.machine = await nursery.start(hypervisor.run_machine, self.spec)
                         self._contact = await make_contact(self.machine, dial, times)
-                        await self._wait_wanted(self._contact.link, now)
+                        await self._wait_wanted(self._contact.link, times.boot_timeout, now)
                     except HostError as exc:
                         self._lose(exc.message)
                         nursery.cancel_scope.cancel(reason="it is of no use")
@@ -104,15 +105,18 @@ class WarmMachine:
                     await self._contact.link.aclose()
             self._gone.set()
 
-    async def _wait_wanted(self, link: GuestLink, now: Clock) -> None:
+    async def _wait_wanted(self, link: GuestLink, warm_seconds: float, now: Clock) -> None:
         """Talk with the agent until a build wants the machine. Raises GuestLost.
 
+        Its first answer may take `warm_seconds`: a BuildKit that hangs as it starts, in a guest
+        that is alive, would otherwise keep the place of a machine for ever.
         Leaves the link with nothing half sent, and whatever comes next for the build to read.
         """
         answers = _Answers()
         await link.send(wire.GetStatus())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answers.read, link, self._note_idle, nursery.cancel_scope)
+            nursery.start_soon(answers.limit_first, warm_seconds, nursery.cancel_scope)
             try:
                 await self._beat(link, now)
                 if answers.count > 0:  # else it has only just said hello
@@ -168,8 +172,19 @@ class _Answers:
                         kind = getattr(message, "TYPE", "message of unknown type")
                         raise GuestLost(f"an agent without a build sent a {kind}")
         except GuestLost as exc:
-            self.lost = exc
-            scope.cancel(reason="the agent is lost")
+            self._lose(exc, scope)
+
+    async def limit_first(self, seconds: float, scope: trio.CancelScope) -> None:
+        """Wait for the first answer; an agent that takes longer is lost, and ends `scope`."""
+        with trio.move_on_after(seconds):
+            await self.wait_more_than(0)
+            return
+        why = f"the machine was not fit for a build within {seconds:g} s of its hello"
+        self._lose(GuestLost(why, reason=ErrorReason.BOOT_TIMEOUT), scope)
+
+    def _lose(self, exc: GuestLost, scope: trio.CancelScope) -> None:
+        self.lost = self.lost or exc
+        scope.cancel(reason="the agent is lost")
 
     async def wait_more_than(self, count: int) -> None:
         """Wait for one answer more."""
