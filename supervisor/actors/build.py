@@ -46,6 +46,7 @@ CONCLUDE_SECONDS = 10.0
 """Storing a verdict takes milliseconds; a disk that needs longer must not hold a shutdown up."""
 TOKEN_MARGIN_SECONDS = 300.0
 MIN_TOKEN_SECONDS = 1800.0
+HOST_FAILED = "the host refused what the build needs; the operator finds why in the daemon's log"
 
 GUEST_REASONS = frozenset(
     {
@@ -128,7 +129,7 @@ class BuildActor:
         self._toolchain_version = ""
         self._machine: Machine | None = None
         self._link: GuestLink | None = None
-        self._vmm_said = ""
+        self._host_said = ""
         self._log = log.bind(build_id=build.id, tenant=build.tenant, attempt=build.attempt)
 
     # -- the handle ----------------------------------------------------------------------------
@@ -353,17 +354,20 @@ class BuildActor:
     async def _explain_loss(self, exc: GuestLost | VmBootFailed) -> Event:
         """End the attempt with how its machine was lost."""
         loss = await explain_loss(exc, self._machine, self._link)
-        if isinstance(exc, VmBootFailed):
-            self._vmm_said = exc.evidence
-        self._log.warning("machine.lost", why=loss.message, error_reason=loss.reason)
+        self._host_said = loss.host_said
+        why = exc.message if loss.host_said else loss.message
+        self._log.warning("machine.lost", why=why, error_reason=loss.reason)
         return self._ended(Reason.BUILDER_LOST, loss.error, loss.reason)
 
     def _blame_host(self, exc: HostError) -> Event:
-        """End the attempt because of the host, whose disk or database refused something."""
+        """End the attempt because of the host, whose disk or database refused something.
+
+        The tenant is told of a full disk; any other reason may name files of the host.
+        """
         self._log.error("attempt.host_failed", why=exc.message, error_code=exc.code)
         if isinstance(exc, ResourceExhausted):
             return self._ended(Reason.OUT_OF_DISK, exc.message, ErrorReason.HOST_OUT_OF_DISK)
-        return self._ended(Reason.BUILDER_LOST, exc.message, ErrorReason.HOST_FAILED)
+        return self._ended(Reason.BUILDER_LOST, HOST_FAILED, ErrorReason.HOST_FAILED)
 
     async def _conclude(self, events: BuildLog, verdict: Event) -> None:
         """Store what is left of the output, the steps, and the verdict; name what was made."""
@@ -382,7 +386,7 @@ class BuildActor:
 
     async def _keep_evidence(self, verdict: Ended) -> None:
         """Store what the operator may want to see: the machine has ended, and said all it will."""
-        text = render_evidence(self._build, verdict, self._machine, self._link, self._vmm_said)
+        text = render_evidence(self._build, verdict, self._machine, self._link, self._host_said)
         if text is None:
             return
         try:

@@ -190,7 +190,11 @@ class BuildService:
             yield EventReader(log, await log.locate(after), follow=follow)
 
     async def evidence(self, build_id: BuildId) -> bytes:
-        """Return what the last machine of a build left, for the operator. Raises NotFound."""
+        """Return what the last machine left that a build has lost, for the operator.
+
+        Its first line names the attempt, which a crash of the daemon may have followed by others.
+        Raises NotFound, HostError.
+        """
         path = self._ledger.evidence_path(build_id)
         try:
             return await run_in_thread(self._ledger.threads.disk, path.read_bytes)

@@ -110,7 +110,7 @@ class Builds(Protocol):
         ...
 
     async def evidence(self, build_id: BuildId) -> bytes:
-        """Return what the last machine of a build left, as text. Raises NotFound."""
+        """Return what the last machine left that a build has lost, as text. Raises NotFound."""
         ...
 
     def log_path(self, build_id: BuildId) -> Path:

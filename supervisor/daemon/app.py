@@ -203,8 +203,12 @@ class _Daemon:
         self._stopped.set()
 
     def _on_end(self, build: Build) -> None:
+        """Count and trace a build. Its end is stored already: no trace is worth an exception."""
         self._metrics.count_end(build)
-        self._trace(build)
+        try:
+            self._trace(build)
+        except Exception as exc:
+            log.opt(exception=exc).error("tracing.failed", build_id=build.id)
 
     def _why_not_ready(self) -> str | None:
         disk = os.statvfs(self._settings.data_dir)

@@ -130,10 +130,9 @@ class _Traces:
             whole.set_status(trace.StatusCode.ERROR, build.error_code)
         inside = trace.set_span_in_context(whole)
         for stretch in timeline(build):
-            part = self._tracer.start_span(
-                stretch.name, context=inside, start_time=_nanoseconds(stretch.start)
-            )
-            part.end(_nanoseconds(stretch.end))
+            start = _nanoseconds(stretch.start)
+            part = self._tracer.start_span(stretch.name, context=inside, start_time=start)
+            part.end(max(start, _nanoseconds(stretch.end)))
         # A clock that was set back may have the build end before it was made.
         whole.end(_nanoseconds(max(build.created_at, build.completed_at)))
 
@@ -170,5 +169,9 @@ def _reported(exporter: SpanExporter) -> SpanExporter:
 
 
 def _nanoseconds(unix_seconds: float) -> int:
-    # A time that does not fit would cost the others of its batch as well.
-    return min(max(0, round(unix_seconds * 1e9)), _LATEST)
+    # A time that does not fit would cost the others of its batch as well. A damaged record may even
+    # hold one that is infinite, or no number.
+    if not unix_seconds > 0:
+        return 0
+    nanoseconds = unix_seconds * 1e9
+    return round(nanoseconds) if nanoseconds < _LATEST else _LATEST
