@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +15,18 @@ settings.register_profile("hypeman", deadline=None, suppress_health_check=[Healt
 settings.load_profile("hypeman")
 
 OF_MACHINES = ("tests/e2e/", "tests/contract/", "tests/systemd/", "tests/images/")
+
+
+@pytest.fixture(scope="session")
+def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print a line that is seen although the test passes: numbers to be read."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def tell(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: T201 - the numbers
+
+    return tell
 
 
 class FilesOfMachinesFirst(LoadScopeScheduling):  # type: ignore[misc]

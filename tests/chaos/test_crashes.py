@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,24 +26,30 @@ def root() -> Iterator[Path]:
         yield directory
 
 
-async def test_killed_daemon_loses_no_build_and_leaves_nothing(root: Path) -> None:
+async def test_killed_daemon_loses_no_build_and_leaves_nothing(
+    root: Path, tell: Callable[[str], None]
+) -> None:
     report = await sweep(root, kills=KILLS, seed=SEED)
-    print(report)  # noqa: T201 - the numbers
+    tell(str(report))
     assert report.broken == []
     assert report.kills >= 100
     unreached = report.planned - report.reached
     assert len(unreached) <= MOST_UNREACHED * len(report.planned), unreached
 
 
-async def test_host_that_refuses_calls_crashes_nothing_and_makes_no_lies(root: Path) -> None:
+async def test_host_that_refuses_calls_crashes_nothing_and_makes_no_lies(
+    root: Path, tell: Callable[[str], None]
+) -> None:
     result = await refuse(root, seed=SEED)
-    print(result)  # noqa: T201 - the numbers
+    tell(str(result))
     assert result.broken == []
     assert result.crashes == []
     assert len(result.refused) > 20
 
 
-async def test_a_thousand_builds_leave_the_daemon_as_it_was(root: Path) -> None:
+async def test_a_thousand_builds_leave_the_daemon_as_it_was(
+    root: Path, tell: Callable[[str], None]
+) -> None:
     result = await soak(root, builds=BUILDS)
-    print(result)  # noqa: T201 - the numbers
+    tell(str(result))
     assert result.grown == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(
+    tmp_path_factory: pytest.TempPathFactory, tell: Callable[[str], None]
+) -> Iterator[Daemon]:
     """One daemon with capacity 2 for all tests that do not stop it; it must leave nothing."""
     daemon = Daemon(tmp_path_factory.mktemp("hm"))
     daemon.start()
@@ -36,7 +38,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
         daemon.wait_clean(10)
         after, rows = measure(daemon.process.pid), count_rows(daemon.data_dir / "hypeman.db")
-        print(f"the daemon of all: {before} → {after}, rows {rows}")  # noqa: T201 - the numbers
+        tell(f"the daemon of all: {before} → {after}, rows {rows}")
         grown = grown_between(before, after, most_kib=MOST_GROWTH_KIB, most_more=MOST_MORE)
         assert grown == []
     finally:
