@@ -144,6 +144,14 @@ class Client:
         steps = await self._connection.request_json("GET", f"/builds/{build_id}/steps")
         return [(parse_step(step), step) for step in parse_list(steps, "steps")]
 
+    async def get_evidence(self, build_id: str) -> str:
+        """Return what the machine left that a build has lost. NotFound if none. For administrators.
+
+        A guest has written in it.
+        """
+        async with self._connection.open_response("GET", f"/builds/{build_id}/evidence") as answer:
+            return (await answer.aread()).decode(errors="replace")
+
     async def cancel(self, build_id: str) -> None:
         """Have a build cancelled; returns when that is accepted. NotFound, or ApiError 409."""
         await self._connection.request_json("DELETE", f"/builds/{build_id}")

@@ -58,3 +58,15 @@ READINESS: Fields = frozenset({"ready", "why_not"})
 VERSIONS: Fields = frozenset({"client", "api"})
 CONTEXT: Fields = frozenset({"name", "host", "current"})
 CHECK: Fields = frozenset({"name", "state", "found", "what_to_do"})
+CANCELLED: Fields = frozenset({"id", "status"})
+REMOVED: Fields = frozenset({"id", "removed"})
+REMOVED_IMAGE: Fields = frozenset({"image", "removed"})
+REMOVED_CONTEXT: Fields = CONTEXT | {"removed"}
+EVIDENCE: Fields = frozenset({"id", "evidence"})
+TOP: Fields = frozenset(
+    {
+        "queue.capacity", "queue.capacity_per_tenant", "queue.max_queued", "queue.draining",
+        "queue.running", "queue.waiting", "machines", *(f"system.{name}" for name in SYSTEM),
+    }
+)  # fmt: skip
+"""Three answers of the API, asked for one after the other."""

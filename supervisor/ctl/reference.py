@@ -21,9 +21,10 @@ _HEAD = f"""\
 *Made from the program by `python -m supervisor.ctl.reference`; do not edit.*
 
 Data goes to standard output, progress and messages to standard error. Statuses are coloured on a
-terminal unless `NO_COLOR` is set. `--json` writes what the API answers; `--format` fills the
-`{{fields}}` of that JSON into a text: `{{a.b}}` looks inside, `{{}}` is all of it, `\\t` and `\\n`
-are tab and line end. A field that does not exist is a mistake (2); one that has no value is empty.
+terminal unless `NO_COLOR` is set. `--json` writes what the API answers, or a record of each thing
+that was done; `--format` fills the `{{fields}}` of that JSON into a text: `{{a.b}}` looks inside,
+`{{}}` is all of it, `\\t` and `\\n` are tab and line end. A field that does not exist is a mistake
+(2); one that has no value is empty. All commands know both but `completion`, which writes a script.
 A build's id may be shortened to any unique beginning.
 
 Which daemon is meant: `--socket`, `--host` or `--context`; else the variables below; else the

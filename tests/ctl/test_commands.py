@@ -14,7 +14,7 @@ import trio
 from supervisor import tokens
 from supervisor.ctl.client import Client
 from supervisor.ctl.upload import BuildOptions
-from supervisor.model.build import Status
+from supervisor.model.build import ErrorReason, Status
 from supervisor.model.ids import BuildId
 from supervisor.tokens import Permission
 from tests.ctl.conftest import API_KEY, DIGEST, Daemon, ctl_argv, ctl_env, run_ctl
@@ -194,6 +194,58 @@ async def test_cancel_rm_and_wait(daemon: Daemon, client: Client) -> None:
     removed = await daemon.run_ctl("rm", "--force", ready, running, other)
     assert (removed.code, removed.err) == (0, "")
     assert not daemon.fake.builds
+
+
+async def test_what_was_done_to_each_build_is_told_as_json_and_by_template(
+    daemon: Daemon, client: Client
+) -> None:
+    first, second, third = [await submit(client) for _ in range(3)]
+    cancelled = await daemon.run_ctl("cancel", "--json", first, "0" * 24, second)
+    assert cancelled.code == 2
+    assert [json.loads(line) for line in cancelled.out.splitlines()] == [
+        {"id": first, "status": "cancelled"}, {"id": second, "status": "cancelled"},
+    ]  # fmt: skip
+    assert f"there is no build {'0' * 24}" in cancelled.err
+    shown = await daemon.run_ctl("cancel", "--format", "{id} is {status}", third[:24])
+    assert shown.out == f"{third} is cancelled\n"
+
+    removed = await daemon.run_ctl("rm", "--json", first)
+    assert json.loads(removed.out) == {"id": first, "removed": True}
+    shown = await daemon.run_ctl("rm", "--format", "{id} {removed}", second, third)
+    assert shown.out == f"{second} true\n{third} true\n"
+
+
+async def test_show_tells_what_exactly_ended_a_build(daemon: Daemon, client: Client) -> None:
+    build_id = await submit(client)
+    daemon.play(build_id, Status.FAILED)
+    assert "exact reason:" not in (await daemon.run_ctl("show", build_id)).out
+    ended = replace(daemon.fake.builds[build_id], error_reason=ErrorReason.BOOT_FAILED)
+    daemon.fake.builds[build_id] = ended
+    lines = (await daemon.run_ctl("show", build_id)).out.splitlines()
+    at = lines.index("reason:         build_failed")
+    assert lines[at + 1] == "exact reason:   boot_failed"
+
+
+async def test_evidence_is_for_administrators_and_goes_to_a_pipe_as_it_is(
+    daemon: Daemon, client: Client
+) -> None:
+    build_id = await submit(client)
+    none = await daemon.run_ctl("evidence", build_id)
+    assert (none.code, none.out) == (2, "")
+    assert f"build {build_id} has left no evidence" in none.err
+    text = "attempt 1\n[console]\na \x1b[2J line\r\nthe end\n"
+    daemon.fake.evidence_of[build_id] = text.encode() + b"\xff\n"
+    shown = await daemon.run_ctl("evidence", build_id[:24])
+    assert (shown.code, shown.out, shown.err) == (0, f"{text}\ufffd\n", "")
+    as_json = await daemon.run_ctl("evidence", "--json", build_id)
+    assert json.loads(as_json.out) == {"id": build_id, "evidence": f"{text}\ufffd\n"}
+
+    token = await daemon.run_ctl("token", "create", "--tenant", "local")
+    refused = await run_ctl(
+        "--host", daemon.url, "--token", token.out.strip(), "evidence", build_id
+    )
+    assert (refused.code, refused.out) == (2, "")
+    assert "permission build:admin" in refused.err
 
 
 async def test_attach_follows_a_build_that_somebody_has_submitted(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 from typer.testing import CliRunner
 
+from supervisor.api.ports import ApiDeps
 from supervisor.ctl.client import Client
 from supervisor.ctl.program import app
 from supervisor.model.build import Status
 from supervisor.model.ids import BuildId
-from tests.ctl.conftest import API_KEY, DIGEST, Daemon, run_ctl
+from tests.ctl.conftest import API_KEY, DIGEST, Daemon, run_ctl, serving
 from tests.ctl.test_commands import submit
 from tests.ctl.test_pty import CTRL_C, open_terminal
 from tests.fakes.operations import FakeImages, stored_image
@@ -126,6 +129,54 @@ async def test_top_keeps_looking_on_a_terminal_until_ctrl_c(daemon: Daemon, clie
     assert b"\x1b[?1049l" in terminal.raw, "the screen is not given back"
 
 
+async def test_top_writes_a_line_for_each_look(daemon: Daemon, client: Client) -> None:
+    once = await daemon.run_ctl("top", "--once", "--json")
+    assert (once.code, once.out.count("\n")) == (0, 1)
+    looked = json.loads(once.out)
+    assert looked["system"]["host"]["cpus"] == 2
+    assert looked["queue"]["waiting"] == []
+    assert [machine["id"] for machine in looked["machines"]] == ["warm-1"]
+    shown = await daemon.run_ctl(
+        "top", "--once", "--format", "{system.host.cpus} {queue.capacity} {queue.draining}"
+    )
+    assert shown.out == "2 2 false\n"
+
+    async with open_terminal(daemon, "top", "--json", "-i", "0.1", columns=20) as terminal:
+        await terminal.wait_for("\n")
+        build_id = await submit(client)
+        await terminal.wait_for(build_id)
+        await terminal.type(CTRL_C)
+        assert await terminal.wait_end() == 0
+    lines = terminal.text.replace("^C", "").splitlines()  # echoed, wherever it was typed
+    first, *_, latest = [json.loads(line)["queue"]["waiting"] for line in lines if line]
+    assert (first, latest[0]["id"]) == ([], build_id)
+
+
+async def test_top_goes_on_writing_lines_when_the_daemon_is_back(
+    deps: ApiDeps, tmp_path: Path
+) -> None:
+    async def serve(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            async with serving(deps):
+                task_status.started(scope)
+                await trio.sleep_forever()
+
+    args = ("top", "--format", "{queue.capacity} at once", "-i", "0.1")
+    async with trio.open_nursery() as nursery:
+        up = await nursery.start(serve)
+        async with open_terminal(tmp_path / "hypeman.sock", *args) as terminal:
+            await terminal.wait_for("2 at once\n")
+            up.cancel(reason="the daemon goes away")
+            await terminal.wait_for("hypeman-ctl: ")
+            before = terminal.text.count("2 at once\n")
+            await nursery.start(serve)
+            while terminal.text.count("2 at once\n") == before:
+                assert await terminal._read()
+            await terminal.type(CTRL_C)
+            assert await terminal.wait_end() == 0
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
 class TestImages:
     """images, image inspect, image rm, image prune"""
 
@@ -171,6 +222,17 @@ class TestImages:
         assert [(image.repository, image.tags) for image in stored.images] == [
             ("local/app", ()), ("local/app", ("latest",)),
         ]  # fmt: skip
+
+    async def test_what_was_removed_is_told_as_json_and_by_template(
+        self, daemon: Daemon, stored: FakeImages
+    ) -> None:
+        result = await daemon.run_ctl("image", "rm", "--json", "app:1", "app:nope", "team-a/tool:2")
+        assert result.code == 2
+        assert [json.loads(line) for line in result.out.splitlines()] == [
+            {"image": "app:1", "removed": True}, {"image": "team-a/tool:2", "removed": True},
+        ]  # fmt: skip
+        shown = await daemon.run_ctl("image", "rm", "--format", "{image} {removed}", "app:latest")
+        assert shown.out == "app:latest true\n"
 
     async def test_pruning_without_a_terminal_needs_a_word(
         self, daemon: Daemon, stored: FakeImages
@@ -318,6 +380,22 @@ class TestContexts:
         assert "there is no context there" in forgotten.err
         assert (await run_ctl("context", "list", "-q", env=env)).out == "local\n"
 
+    async def test_what_was_done_is_told_as_json_and_by_template(
+        self, env: dict[str, str], tmp_path: Path
+    ) -> None:
+        async def told(*args: str) -> Any:
+            result = await run_ctl("context", *args, env=env)
+            assert (result.code, result.err) == (0, "")
+            return json.loads(result.out)
+
+        there = {"name": "there", "host": "http://a", "current": False}
+        added = ("add", "there", "--host", "http://a", "--token", "secret")
+        assert await told(*added, "--json") == there
+        assert await told("use", "--json", "there") == {**there, "current": True}
+        assert await told("rm", "--json", "there") == {**there, "current": True, "removed": True}
+        shown = await run_ctl("context", "use", "local", "--format", "{name} {host}", env=env)
+        assert shown.out == f"local {tmp_path / 'hypeman.sock'}\n"
+
     @pytest.mark.parametrize(
         "args",
         [
@@ -328,6 +406,8 @@ class TestContexts:
             ("use", "absent"),
             ("rm", "absent"),
             ("rm", "local"),
+            ("add", "x", "--host", "http://a", "--format", "{token}"),
+            ("use", "local", "--format", "{token}"),
         ],
     )
     async def test_nonsense_is_refused(
@@ -367,7 +447,9 @@ async def test_debug_tells_of_each_request_and_its_id(daemon: Daemon) -> None:
         ("machines",), ("images",), ("image", "inspect", "a"), ("system", "info"),
         ("system", "df"), ("system", "prune", "--force"), ("image", "prune", "--force"),
         ("config", "check"), ("version",), ("retry", "0" * 24), ("build",), ("doctor",),
-        ("context", "list"),
+        ("context", "list"), ("context", "use", "a"), ("context", "rm", "a"),
+        ("context", "add", "a", "--host", "http://a"), ("cancel", "0" * 24), ("rm", "0" * 24),
+        ("image", "rm", "a"), ("top",), ("evidence", "0" * 24),
     ],
 )  # fmt: skip
 def test_a_field_that_does_not_exist_is_a_mistake_everywhere(

@@ -234,6 +234,16 @@ async def test_a_narrow_terminal_gets_all_of_a_table_and_a_picture_that_fits(
     assert build_id not in terminal.text
 
 
+async def test_evidence_cannot_control_the_terminal(daemon: Daemon, client: Client) -> None:
+    build_id = await submit(client)
+    daemon.fake.evidence_of[build_id] = b"[console]\na \x1b]0;title\x07line\x9b\r\nthe end\n"
+    async with open_terminal(daemon, "evidence", build_id) as terminal:
+        assert await terminal.wait_end() == 0
+    assert b"title" not in terminal.raw
+    assert terminal.text.startswith("[console]\na line")
+    assert terminal.text.endswith("\nthe end\n")
+
+
 async def test_a_build_is_drawn_on_a_narrow_terminal(daemon: Daemon, context_dir: Path) -> None:
     async with open_terminal(daemon, "build", str(context_dir), columns=20) as terminal:
         build_id = await daemon.wait_submitted()

@@ -1,4 +1,4 @@
-"""list, show, steps, cancel, rm, wait: looking at builds and ending them."""
+"""list, show, steps, evidence, cancel, rm, wait: looking at builds and ending them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from supervisor.ctl import fields
 from supervisor.ctl.client import Client
-from supervisor.ctl.commands.listing import parse_how, write_record, write_records
+from supervisor.ctl.commands.listing import How, parse_how, write_record, write_records
 from supervisor.ctl.commands.options import (
     AsJson,
     BuildName,
@@ -20,7 +20,7 @@ from supervisor.ctl.commands.options import (
     Template,
 )
 from supervisor.ctl.errors import EXIT_BUILD_FAILED, EXIT_OK, CtlError, UsageError
-from supervisor.ctl.model import BuildInfo, StepInfo
+from supervisor.ctl.model import BuildInfo, Json, StepInfo
 from supervisor.ctl.output import Output
 from supervisor.ctl.session import Session, session_of
 from supervisor.ctl.terminal import clean_line, format_age, format_seconds, parse_time
@@ -93,9 +93,54 @@ def steps(
     session_of(context).run(command)
 
 
-def cancel(context: typer.Context, builds: BuildNames) -> None:
-    """Cancel builds. Each id is written once its cancellation is accepted."""
-    _for_each(context, builds, lambda client, build_id: client.cancel(build_id))
+def evidence(
+    context: typer.Context, build: BuildName, as_json: AsJson = False, template: Template = None
+) -> None:
+    """Show what a build's machine left when it was lost or met a limit. For administrators.
+
+    The last of its console, of the VMM's messages, and of those between host and guest; to a pipe
+    as they are, on a terminal without what would control it.
+    """
+
+    async def command(session: Session, client: Client) -> None:
+        how = parse_how(fields.EVIDENCE, as_json=as_json, template=template)
+        build_id = await client.resolve(build)
+        text = await client.get_evidence(build_id)
+        out = session.out
+
+        def write() -> None:
+            if not out.data_is_terminal:
+                out.write(text)
+                return
+            for line in text.removesuffix("\n").split("\n"):
+                out.line(clean_line(line))
+
+        write_record(out, how, {"id": build_id, "evidence": text}, write)
+
+    session_of(context).run(command)
+
+
+def cancel(
+    context: typer.Context,
+    builds: BuildNames,
+    as_json: AsJson = False,
+    template: Template = None,
+) -> None:
+    """Cancel builds. Each id is written once its cancellation is accepted.
+
+    With --json as {"id": …, "status": "cancelled"}.
+    """
+
+    async def end(client: Client, build_id: str) -> Json:
+        await client.cancel(build_id)
+        return {"id": build_id, "status": str(Status.CANCELLED)}
+
+    _for_each(
+        context,
+        builds,
+        end,
+        lambda: parse_how(fields.CANCELLED, as_json=as_json, template=template),
+    )
 
 
 def remove(
@@ -104,16 +149,27 @@ def remove(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Cancel those that are not finished first.")
     ] = False,
+    as_json: AsJson = False,
+    template: Template = None,
 ) -> None:
-    """Remove finished builds: records, logs, sources, and images without a name of their own."""
+    """Remove finished builds: records, logs, sources, and images without a name of their own.
 
-    async def purge(client: Client, build_id: str) -> None:
+    Each id is written once its build is gone, with --json as {"id": …, "removed": true}.
+    """
+
+    async def purge(client: Client, build_id: str) -> Json:
         if force and not (await client.get_build(build_id)).is_final:
             await client.cancel(build_id)
             await _wait_final(client, build_id)
         await client.purge(build_id)
+        return {"id": build_id, "removed": True}
 
-    _for_each(context, builds, purge)
+    _for_each(
+        context,
+        builds,
+        purge,
+        lambda: parse_how(fields.REMOVED, as_json=as_json, template=template),
+    )
 
 
 def wait(
@@ -166,6 +222,7 @@ def write_build(out: Output, info: BuildInfo) -> None:
         ("builder image", provenance.get("builder_image_digest")),
         ("buildkit", provenance.get("buildkit_version")),
         ("reason", info.error_code),
+        ("exact reason", raw.get("error_reason")),
     ]
     for name, value in facts:
         if value not in (None, ""):
@@ -255,22 +312,29 @@ async def _wait_final(client: Client, build_id: str) -> None:
 
 
 def _for_each(
-    context: typer.Context, names: Sequence[str], act: Callable[[Client, str], Awaitable[None]]
+    context: typer.Context,
+    names: Sequence[str],
+    act: Callable[[Client, str], Awaitable[Json]],
+    find_how: Callable[[], How],
 ) -> None:
-    """Do the same with each build; what fails for one does not keep it from the others."""
+    """Do the same with each build; what fails for one does not keep it from the others.
+
+    `act` returns the record of what it has done.
+    """
 
     async def command(session: Session, client: Client) -> int:
+        how = find_how()
         code = EXIT_OK
         for name in names:
             await trio.lowlevel.checkpoint()
             try:
                 build_id = await client.resolve(name)
-                await act(client, build_id)
+                done = await act(client, build_id)
             except CtlError as exc:
                 session.out.error(exc, debug=session.debug)
                 code = exc.exit_code
             else:
-                session.out.line(build_id)
+                write_record(session.out, how, done, partial(session.out.line, build_id))
         return code
 
     session_of(context).run(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 
 import trio
@@ -86,13 +87,17 @@ def remove(
         list[str],
         typer.Argument(metavar="IMAGE...", help="REPOSITORY[:TAG] or REPOSITORY@DIGEST."),
     ],
+    as_json: AsJson = False,
+    template: Template = None,
 ) -> None:
     """Remove tags, and images with their last one; by digest, images with all tags.
 
-    Each name is written once it is gone. The room comes free with `system prune`, or within a day.
+    Each name is written once it is gone, with --json as {"image": …, "removed": true}. The room
+    comes free with `system prune`, or within a day.
     """
 
     async def command(session: Session, client: Client) -> int:
+        how = parse_how(fields.REMOVED_IMAGE, as_json=as_json, template=template)
         code = EXIT_OK
         for name in images:
             await trio.lowlevel.checkpoint()
@@ -102,7 +107,8 @@ def remove(
                 session.out.error(exc, debug=session.debug)
                 code = exc.exit_code
             else:
-                session.out.line(name)
+                record = {"image": name, "removed": True}
+                write_record(session.out, how, record, partial(session.out.line, name))
         return code
 
     session_of(context).run(command)

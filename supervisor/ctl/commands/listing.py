@@ -1,4 +1,4 @@
-"""Lists in the four shapes that every command has: table, JSON, template, names only."""
+"""What commands write, in the shapes that they share: for people, JSON, template, names only."""
 
 from __future__ import annotations
 

@@ -71,6 +71,6 @@ def completion(
     context: typer.Context,
     shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="Your shell.")],
 ) -> None:
-    """Write the completion script for a shell; source it."""
+    """Write the completion script for a shell; source it. A script is all it writes: no JSON."""
     os.environ[f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"] = f"source_{shell}"
     context.find_root().command.main(args=[], prog_name=PROGRAM)

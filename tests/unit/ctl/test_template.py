@@ -74,3 +74,9 @@ def test_the_known_fields_are_those_that_the_api_answers(
     known: Fields, model: type[BaseModel]
 ) -> None:
     assert known == {name if name != "config" else "config.*" for name in described(model)}
+
+
+def test_the_known_fields_of_top_are_those_of_the_answers_that_it_asks_for() -> None:
+    queue = described(operator_views.QueueView, "queue.")
+    system = described(operator_views.SystemView, "system.")
+    assert queue | system | {"machines"} == fields.TOP
