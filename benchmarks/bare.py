@@ -26,6 +26,7 @@ from agent import buildctl, wire
 from agent.rootless import DEFAULT_MIRRORS, REGISTRY
 from benchmarks import bare_guest
 from images import cpio
+from images.check_boot import running
 from supervisor.config import Settings
 from supervisor.images.lookup import find_builder_image
 from supervisor.model.ids import MachineId
@@ -95,7 +96,7 @@ class Bare:
         image = self._image_of(name, directory)
         environment = {"PATH": self._daemon.environment["PATH"]}
         with ExitStack() as stack:
-            device = stack.enter_context(_running(vsock_argv(directory), environment))
+            device = stack.enter_context(running(vsock_argv(directory), env=environment))
             link = stack.enter_context(_listening(directory, bare_guest.HOST_PORT))
             registry = stack.enter_context(_listening(directory, 8083))
             _in_thread(_relay_all, registry, self._daemon.port)
@@ -112,7 +113,7 @@ class Bare:
             argv = qemu_argv(spec, image, self._platform, directory, fds, self._tsc_khz)
             said: list[bytes] = []
             _in_thread(_read_all, ours, said)
-            machine = stack.enter_context(_running(argv, environment, fds.all()))
+            machine = stack.enter_context(running(argv, env=environment, pass_fds=fds.all()))
             connection = _accept(link, machine)
             if connection is None:
                 console = b"".join(said)[-3000:].decode(errors="replace")
@@ -179,25 +180,6 @@ def _build(link: socket.socket, began: float) -> BareBuild:
     if not said.endswith(bare_guest.ENDED + b"0\n"):
         raise RuntimeError(f"the bare build failed: {said[-2000:].decode(errors='replace')}")
     return BareBuild(first_step, done)
-
-
-@contextmanager
-def _running(
-    argv: list[str], environment: dict[str, str], fds: tuple[int, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        argv,
-        env=environment,
-        pass_fds=fds,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

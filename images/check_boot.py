@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,11 +164,15 @@ def _durations(boots: list[Boot]) -> str:
 
 
 @contextmanager
-def running(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    argv: list[str], *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program for the length of a block."""
     program = shutil.which(argv[0], path=search_path())
     process = subprocess.Popen(
         [program or argv[0], *argv[1:]],
+        env=env,
+        pass_fds=pass_fds,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -188,20 +188,23 @@ async def find_sandbox(trials: Iterable[Sequence[str]]) -> Sandbox:
 
     Raises ToolFailed if they do not even run in the last one.
     """
-    for kind, following in pairwise(kinds()):
+    tried = kinds()
+    for kind, following in pairwise(tried):
         try:
-            for trial in trials:
-                await run_tool(kind.wrap(trial))
+            await _try_out(kind, trials)
         except ToolFailed as exc:
             # The same cage made in the other way keeps a program in as well.
             level = "INFO" if following.name == kind.name else "WARNING"
             log.bind(sandbox=kind.name, why=exc.message).log(level, "sandbox.refused")
         else:
             return kind
-    last = kinds()[-1]
+    await _try_out(tried[-1], trials)
+    return tried[-1]
+
+
+async def _try_out(kind: Sandbox, trials: Iterable[Sequence[str]]) -> None:
     for trial in trials:
-        await run_tool(last.wrap(trial))
-    return last
+        await run_tool(kind.wrap(trial))
 
 
 def _locate(program: str) -> str:

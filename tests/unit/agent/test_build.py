@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -172,6 +173,13 @@ async def test_the_expected_base_is_pushed(state: Path, expected: str) -> None:
     assert phases == "pushing"
 
 
+async def build_that_unpacks_nothing(
+    config: wire.Config, send: Any, connect: Any
+) -> wire.BuildResult:
+    unused: Any = Spawned(pid=-1, stderr=-1, stdin=-1)
+    return await run_build(config, send, daemon=Daemon(), connect=connect, unpacking=unused)
+
+
 async def test_a_configuration_that_cannot_be_built_is_refused_before_anything(
     guest: Path,
 ) -> None:
@@ -182,14 +190,7 @@ async def test_a_configuration_that_cannot_be_built_is_refused_before_anything(
         raise AssertionError("nothing is said")
 
     config = replace(CONFIG, registry=REGISTRY, repository="Builds/x,push=false")
-    unused = Spawned(pid=-1, stderr=-1, stdin=-1)
-    result = await run_build(
-        config,
-        send,
-        daemon=Daemon(),
-        connect=connect,
-        unpacking=unused,  # type: ignore[arg-type]
-    )
+    result = await build_that_unpacks_nothing(config, send, connect)
     assert (result.ok, result.error_code) == (False, "build_failed")
     assert not (guest / "config/build.json").exists()
 
@@ -207,14 +208,7 @@ async def test_a_supervisor_whose_source_port_does_not_answer_has_lost_its_build
         said.extend(messages)
 
     config = replace(CONFIG, registry=REGISTRY)
-    unused = Spawned(pid=-1, stderr=-1, stdin=-1)
-    result = await run_build(
-        config,
-        send,
-        daemon=Daemon(),
-        connect=connect,
-        unpacking=unused,  # type: ignore[arg-type]
-    )
+    result = await build_that_unpacks_nothing(config, send, connect)
     assert result.error_code == "builder_lost"
     assert "5003" in result.error
     assert [m.phase for m in said if isinstance(m, wire.Status)] == ["source"]
