@@ -82,7 +82,7 @@ def test_the_shape_is_the_one_asked_for() -> None:
 @pytest.mark.parametrize(
     ("platform", "accelerator", "board", "processor"),
     [
-        (EMULATED, "tcg,thread=multi", "q35", "max"),
+        (EMULATED, "tcg,thread=multi", "q35", "max,-erms,-fsrm"),
         (KVM, "kvm", "q35", "host"),
         (KVM_MICROVM, "kvm", "microvm", "host"),
     ],
