@@ -53,8 +53,8 @@ image NAME:
 check:
     @pytest -n 2 tests/lint tests/unit tests/actors
 
-# Run the conformance suite of the OCI distribution specification, which docs/registry.md says how to get
-conformance BINARY:
+# Run the conformance suite of the OCI distribution specification: BINARY; docs/registry.md says which
+conformance BINARY="":
     @python -m tests.registry.conformance {{ quote(BINARY) }}
 
 # Everything, on real machines; what continuous integration runs

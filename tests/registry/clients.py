@@ -15,7 +15,7 @@ import trio
 REPOSITORY_ROOT = Path(__file__).parents[2]
 
 
-class _Program:
+class Program:
     """A program with a home of its own, and one user's credentials for one registry."""
 
     def __init__(self, home: Path, address: str, token: str | None) -> None:
@@ -23,7 +23,7 @@ class _Program:
         self.home = home
         self.address = address
         auth = base64.b64encode(f"x:{token}".encode()).decode()
-        self.authfile = home / "auth.json"
+        self.authfile = home / "config.json"
         self.authfile.write_text(json.dumps({"auths": {address: {"auth": auth}} if token else {}}))
         self.policy = home / "policy.json"
         self.policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
@@ -58,7 +58,7 @@ class _Program:
         return bytes(done.stdout)
 
 
-class Skopeo(_Program):
+class Skopeo(Program):
     """Copies images, and looks at them."""
 
     async def __call__(self, command: str, *args: str) -> CompletedProcess[bytes]:
@@ -78,7 +78,7 @@ class Skopeo(_Program):
         ]
 
 
-class Buildah(_Program):
+class Buildah(Program):
     """Keeps images in a storage of its own."""
 
     async def ok(self, *args: str) -> bytes:
@@ -100,7 +100,7 @@ class Buildah(_Program):
         ]
 
 
-class Umoci(_Program):
+class Umoci(Program):
     """Changes images in a layout; talks to no registry."""
 
     async def ok(self, *args: str) -> bytes:
@@ -108,11 +108,11 @@ class Umoci(_Program):
         return await self.run_ok(["umoci", *args])
 
 
-class Oras(_Program):
+class Oras(Program):
     """The Python library, in a process of its own."""
 
-    async def ok(self, verb: str, reference: str, *files: str, cwd: Path) -> bytes:
-        """Push files as an artifact, or pull them into `cwd`."""
+    async def ok(self, verb: str, reference: str, *args: str, cwd: Path) -> bytes:
+        """Run a command of tests/registry/oras_client.py in `cwd`."""
         module = "tests.registry.oras_client"
-        argv = [sys.executable, "-m", module, verb, f"{self.address}/{reference}", str(cwd), *files]
+        argv = [sys.executable, "-m", module, verb, f"{self.address}/{reference}", str(cwd), *args]
         return await self.run_ok(argv, {"CONFIG": str(self.authfile)})

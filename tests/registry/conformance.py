@@ -2,12 +2,15 @@
 
     python -m tests.registry.conformance BINARY
 
-Prints what failed and the totals; the exit status is 0 if everything passed.
+Prints what failed and the totals; the exit status is 0 if everything passed. docs/registry.md says
+which suite.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
@@ -29,6 +32,11 @@ ALL_ON = (
 
 async def main(binary: str) -> int:
     """Run the suite; return the exit status."""
+    if shutil.which(binary) is None:
+        sys.exit(
+            f"{binary!r} is no program: give the path of the suite's, as in ./run conformance PATH."
+            " The suite is not part of this repository; docs/registry.md says which one is meant"
+        )
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         async with serve_registry(work / "data") as served:
@@ -50,13 +58,22 @@ async def main(binary: str) -> int:
 def _report(junit: Path) -> int:
     if not junit.exists():
         sys.exit("the program wrote no results: is it the suite of distribution-spec 1.1?")
-    cases = list(ET.parse(junit).getroot().iter("testcase"))
+    root = ET.parse(junit).getroot()
+    cases = list(root.iter("testcase"))
     for case in cases:
         if case.get("status") != "passed":
             print(case.get("status"), case.get("name"))  # noqa: T201 - the result
     totals = Counter(case.get("status") for case in cases)
-    print(", ".join(f"{count} {status}" for status, count in totals.items()))  # noqa: T201
+    counts = ", ".join(f"{count} {status}" for status, count in totals.items())
+    print(f"{counts}; the suite's commit: {_commit(root)}")  # noqa: T201 - the result
     return 0 if set(totals) == {"passed"} else 1
+
+
+def _commit(root: ET.Element) -> str:
+    """Return the commit that the suite says it was built from."""
+    config = next((item.get("value", "") for item in root.iter("property")), "")
+    found = re.search(r"^commit: (\w+)$", config, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 if __name__ == "__main__":

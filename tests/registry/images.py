@@ -85,12 +85,18 @@ def image(*layers: Mapping[str, bytes], architecture: str = "amd64", **more: Any
 
 
 def index(children: Mapping[str, Image]) -> Image:
-    """Return a multi-platform index: images by architecture."""
+    """Return a multi-platform index: images by architecture.
+
+    What is `unknown` is no image for a platform: builders list an image's attestations like that.
+    """
     manifests = [
         descriptor(
             child.media_type,
             child.manifest,
-            platform={"os": "linux", "architecture": architecture},
+            platform={
+                "os": "unknown" if architecture == "unknown" else "linux",
+                "architecture": architecture,
+            },
         )
         for architecture, child in children.items()
     ]
@@ -117,18 +123,30 @@ def artifact(
 
 def write_layout(directory: Path, images: Mapping[str, Image]) -> Path:
     """Write an OCI layout with images by their ref.name; return the directory."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+    directory.mkdir(parents=True)
     (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    entries = []
+    (directory / "index.json").write_bytes(index({}).manifest)
     for name, item in images.items():
-        _write_blobs(blobs, item)
-        annotations = {"org.opencontainers.image.ref.name": name}
-        entries.append(descriptor(item.media_type, item.manifest, annotations=annotations))
-    (directory / "index.json").write_text(
-        json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries})
-    )
+        add_to_layout(directory, name, item)
     return directory
+
+
+def add_to_layout(directory: Path, name: str, item: Image) -> None:
+    """Add an image to an OCI layout, by its ref.name."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    _write_blobs(blobs, item)
+    content = json.loads((directory / "index.json").read_text())
+    annotations = {"org.opencontainers.image.ref.name": name}
+    added = descriptor(item.media_type, item.manifest, annotations=annotations)
+    content["manifests"] = [*(content["manifests"] or ()), added]
+    (directory / "index.json").write_text(json.dumps(content))
+
+
+def read_layout(directory: Path) -> dict[str, bytes]:
+    """Return what is in an OCI layout, by digest."""
+    blobs = directory / "blobs" / "sha256"
+    return {f"sha256:{path.name}": path.read_bytes() for path in blobs.iterdir()}
 
 
 def _write_blobs(blobs: Path, item: Image) -> None:

@@ -1,24 +1,31 @@
-"""buildah, umoci and oras against the registry, with tokens; what a second push sends; mounts."""
+"""Clients that others wrote against the registry, with tokens, over HTTP on loopback.
+
+Each client with each kind of manifest; what a second push sends; mounts; what is one client's own.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import trio
 
+from supervisor.tokens import Permission
+from tests.registry.carriers import CLIENTS, KINDS, MOUNTING, open_carrier
+from tests.registry.client import Client
 from tests.registry.clients import Buildah, Oras, Skopeo, Umoci
-from tests.registry.images import Image, artifact, digest_of, image, index, write_layout
+from tests.registry.held import read_held
+from tests.registry.images import image, index, write_layout
 from tests.registry.serve import Served, api_token, serve_registry
 
 ONE = image({"a": os.urandom(300_000)}, {"b": b"2"}, {"c": b"3"})
 TWO = image({"a": b"x"}, architecture="arm64")
 BOTH = index({"amd64": ONE, "arm64": TWO})
-ARTIFACT = artifact(b"a file", "application/vnd.test.file")
-IMAGES = {"one": ONE, "both": BOTH, "artifact": ARTIFACT}
+IMAGES = {"one": ONE, "both": BOTH}
 
 Requests = list[tuple[str, str]]
 
@@ -56,38 +63,56 @@ def oras(served: Served, tmp_path: Path) -> Oras:
     return Oras(tmp_path / "oras", served.address, api_token())
 
 
-def uploads(seen: Requests) -> Sequence[tuple[str, str]]:
-    """Return the requests that begin or carry an upload."""
-    return [item for item in seen if "/blobs/uploads" in item[1]]
+def uploads(seen: Requests) -> Requests:
+    """Return the method and the query of all requests that begin or carry an upload."""
+    split = [(method, *target.split("?")) for method, target in seen]
+    return [(method, query) for method, path, query in split if "/blobs/uploads" in path]
 
 
-async def test_a_second_push_with_skopeo_uploads_nothing(
-    skopeo: Skopeo, layout: Path, seen: Requests
+def uploaded(seen: Requests) -> list[dict[str, list[str]]]:
+    """Return the queries of all requests that end an upload."""
+    return [parse_qs(query) for method, query in uploads(seen) if method == "PUT"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_what_a_client_pushes_it_pushes_once_and_pulls_again(
+    client: str, kind: str, served: Served, tmp_path: Path, seen: Requests
 ) -> None:
-    copy = ("copy", "--all", f"oci:{layout}:both", skopeo.name("acme/both:1"))
-    await skopeo.ok(*copy)
-    assert len(uploads(seen)) >= len(ONE.blobs) + len(TWO.blobs)
+    tag, address = f"acme/{kind}:1", served.address
+    async with open_carrier(client, tmp_path / "pusher", address, api_token()) as pusher:
+        digest = await pusher.push(kind, tag)
+        held = await read_held(Client(served.app, api_token()), f"acme/{kind}", "1")
+        assert held.digest == digest
+        assert {query["digest"][0] for query in uploaded(seen)} == set(held.blobs)
+        seen.clear()
+        assert await pusher.push(kind, tag) == digest
+        assert seen
+        assert not uploads(seen)
     seen.clear()
-    await skopeo.ok(*copy)
-    assert seen
-    assert not uploads(seen)
+    may_read = api_token(permissions=frozenset({Permission.IMAGE_READ}))
+    async with open_carrier(client, tmp_path / "puller", address, may_read) as puller:
+        assert await puller.pull(kind, tag) == puller.seen_of(kind, held)
+    # From here and from nowhere else: nothing is left out, and nothing is made again.
+    got = {target.strip("?").rpartition("/")[2] for method, target in seen if method == "GET"}
+    assert set(held.everything) <= {digest, *got}
 
 
-async def test_a_layer_of_another_repository_is_mounted(
-    skopeo: Skopeo, served: Served, layout: Path, seen: Requests
+@pytest.mark.parametrize("client", MOUNTING)
+async def test_layers_of_another_repository_are_mounted(
+    client: str, served: Served, tmp_path: Path, seen: Requests
 ) -> None:
-    await skopeo.ok("copy", f"oci:{layout}:one", skopeo.name("acme/app:1"))
-    seen.clear()
-    await skopeo.ok("copy", skopeo.name("acme/app:1"), skopeo.name("acme/other:1"))
-    assert await served.handle.holds_image("acme/other", ONE.digest)
-    asked = [target.partition("?")[2] for method, target in uploads(seen) if method == "POST"]
-    mounted = [f"from=acme%2Fapp&mount={digest_of(item)}" for item in ONE.blobs[1:]]
-    # The configuration is never mounted: that is the client's choice.
-    assert sorted(asked) == sorted(["", *(item.replace(":", "%3A") for item in mounted)])
-    sent = [target for method, target in seen if method == "PUT" and "/blobs/" in target]
-    assert [target.rpartition("%3A")[2] for target in sent] == [
-        digest_of(ONE.blobs[0]).removeprefix("sha256:")
-    ]
+    async with open_carrier(client, tmp_path / "home", served.address, api_token()) as carrier:
+        await carrier.push("image", "acme/app:1")
+        seen.clear()
+        await carrier.push_also("acme/app:1", "acme/other:1")
+    held = await read_held(Client(served.app, api_token()), "acme/other", "1")
+    began = [parse_qs(query) for method, query in uploads(seen) if method == "POST"]
+    assert len(held.layers) == 3
+    for layer in held.layers:
+        assert {"from": ["acme/app"], "mount": [layer]} in began
+    # Whether the configuration is mounted too is the client's choice.
+    assert {query["digest"][0] for query in uploaded(seen)} <= set(held.configs)
 
 
 async def test_what_buildah_pulls_changes_and_pushes(
@@ -162,14 +187,3 @@ async def test_an_artifact_of_oras_comes_back(
     seen.clear()
     await oras.ok("push", "acme/artifact:1", "big", "small", cwd=work)
     assert not uploads(seen)
-
-
-@pytest.mark.parametrize("name", IMAGES)
-async def test_what_one_client_pushes_another_one_sees(
-    skopeo: Skopeo, served: Served, layout: Path, name: str
-) -> None:
-    item: Image = IMAGES[name]
-    await skopeo.ok("copy", "--all", f"oci:{layout}:{name}", skopeo.name(f"acme/{name}:1"))
-    assert await served.handle.holds_image(f"acme/{name}", item.digest)
-    raw = await skopeo.ok("inspect", "--raw", skopeo.name(f"acme/{name}:1"))
-    assert digest_of(raw) == item.digest
