@@ -48,6 +48,7 @@ async def open_registry(directory: Path) -> AsyncIterator[Registry]:
             facts=actor.handle,
             mirror=actor.mirror,
             store=actor.store,
+            sound=actor.sound,
             uploads=actor.uploads,
             keys=KEYS,
             tenant_of_build=_no_builds,

@@ -27,6 +27,7 @@ from supervisor.errors import HostError
 from supervisor.model.oci import Digest
 from supervisor.registry.blobs import BlobStore
 from supervisor.registry.mirror import Mirror, MirrorConfig
+from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.uploads import Uploads
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
@@ -39,8 +40,8 @@ from supervisor.store.database import Database
 class RegistryActor:
     """Owns the registry's facts for as long as `run` runs.
 
-    `store`, `uploads`, `handle` and `mirror` are good from construction to the end; changes asked
-    for while `run` is not running wait for it.
+    `store`, `uploads`, `handle`, `sound` and `mirror` are good from construction to the end;
+    changes asked for while `run` is not running wait for it.
     """
 
     def __init__(
@@ -69,7 +70,10 @@ class RegistryActor:
             clock=clock,
             policy=self._policy,
         )
-        self.mirror = Mirror(self.handle, self.store, self.uploads, clock, mirror or MirrorConfig())
+        self.sound = SoundBlobs(self.handle, self.store, threads)
+        self.mirror = Mirror(
+            self.handle, self.store, self.sound, self.uploads, clock, mirror or MirrorConfig()
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Handle changes until cancelled. To be supervised: after a failure it may run again."""

@@ -27,6 +27,7 @@ from supervisor.model.oci import (
 )
 from supervisor.model.registry import (
     BlobInfo,
+    FileStamp,
     ManifestInfo,
     MirroredTag,
     NewManifest,
@@ -186,6 +187,16 @@ class RegistryHandle:
         # Not to the second, so that asking is rarely writing.
         if now - blob.used_at >= min(self._policy.unused_seconds / 8, _USE_SECONDS):
             await self._change(repository, units.touch_blob, repository, blob.digest, now)
+
+    async def find_stamp(self, digest: Digest) -> FileStamp | None:
+        """Return the stamp of a blob's file when it was last verified, as the database has it."""
+        return await self._database.run(units.find_stamp, digest)
+
+    async def note_stamp(
+        self, repository: RepositoryName, digest: Digest, stamp: FileStamp
+    ) -> None:
+        """Note that the file of a blob, which `repository` links, has been verified."""
+        await self._change(repository, units.note_stamp, digest, stamp)
 
     async def find_linking_repositories(self, digest: Digest) -> Sequence[RepositoryName]:
         """Return some repositories that link a blob."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Generic, TypeVar
+from typing import Generic, NewType, TypeVar
 
 from supervisor.model.oci import Digest, RepositoryName, UploadId
 
 T = TypeVar("T")
+
+FileStamp = NewType("FileStamp", str)
+"""What a file was like when its bytes were known to be right: another one means another look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class BlobInfo:
     size_bytes: int
     used_at: float = 0.0
     """When a client last asked for it or pushed it: collection leaves recently used blobs alone."""
+    stamp: FileStamp | None = None
+    """That of its file when it was last verified. None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

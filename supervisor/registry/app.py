@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from supervisor.config import Keys
-from supervisor.errors import ResourceExhausted, Unauthorized
+from supervisor.errors import DatabaseBusy, ResourceExhausted, Unauthorized
 from supervisor.model.oci import RepositoryName, parse_repository
 from supervisor.registry.access import (
     Access,
@@ -49,9 +49,11 @@ from supervisor.registry.http import (
 )
 from supervisor.registry.manifestroutes import ManifestRoutes
 from supervisor.registry.mirror import Mirror
+from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.tokenroute import TokenRoute
 from supervisor.registry.uploadroutes import UploadRoutes
 from supervisor.registry.uploads import Uploads
+from supervisor.runtime.capacity import is_out_of_capacity
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone
@@ -96,6 +98,7 @@ class Registry:
         facts: Facts,
         mirror: Mirror,
         store: BlobStore,
+        sound: SoundBlobs,
         uploads: Uploads,
         keys: Keys | None,
         tenant_of_build: TenantOfBuild,
@@ -109,8 +112,8 @@ class Registry:
         secret = None if keys is None else keys.registry
         self._tokens = TokenRoute(self._authenticator, secret, tenant_of_build, clock)
         self._discovery = DiscoveryRoutes(facts)
-        blobs = BlobRoutes(facts, mirror, store)
-        taking = UploadRoutes(facts, store, uploads, tenant_of_build)
+        blobs = BlobRoutes(facts, mirror, store, sound)
+        taking = UploadRoutes(facts, store, sound, uploads, tenant_of_build)
         manifests = ManifestRoutes(facts, mirror, store)
         self._routes: Mapping[str, Mapping[str, _Route]] = {
             "blob": {
@@ -157,7 +160,16 @@ class Registry:
         except ResourceExhausted as exc:
             log.error("registry.exhausted", path=request.path, error=str(exc))
             await _answer_error(request, _full())
+        except DatabaseBusy as exc:
+            log.bind(why=exc.message).error("registry.database_busy", path=request.path)
+            why = "another program holds the database of the host; try again later"
+            await _answer_error(request, _unavailable(why, after_seconds=10))
         except Exception as exc:
+            if is_out_of_capacity(exc):
+                log.error("registry.exhausted", path=request.path, error=str(exc))
+                why = "the host has too much to do at the moment; try again later"
+                await _answer_error(request, _unavailable(why))
+                return
             if isinstance(exc, ExceptionGroup) and exc.split(ClientGone)[1] is None:
                 return  # it left while a nursery was sending
             incident = secrets.token_hex(8)
@@ -279,9 +291,12 @@ async def _answer_error(request: Request, error: RegistryError) -> None:
         await request.answer(error.status, error.body(), [JSON, *error.headers])
 
 
-def _unavailable(why: str) -> RegistryError:
+def _unavailable(why: str, after_seconds: int = 1) -> RegistryError:
     return RegistryError(
-        HTTPStatus.SERVICE_UNAVAILABLE, Code.UNAVAILABLE, why, headers=[header("retry-after", "1")]
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        Code.UNAVAILABLE,
+        why,
+        headers=[header("retry-after", str(after_seconds))],
     )
 
 

@@ -16,6 +16,7 @@ from supervisor.registry.errors import (
     Code,
     Header,
     RegistryError,
+    blob_damaged,
     blob_unknown,
     unsupported,
 )
@@ -23,6 +24,7 @@ from supervisor.registry.facts import Facts
 from supervisor.registry.http import Request, header
 from supervisor.registry.mirror import Mirror
 from supervisor.registry.ranges import Span, Unsatisfiable, parse_byte_range
+from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.upstream_errors import UpstreamError
 
 PIECE_BYTES = 1 << 20
@@ -34,10 +36,11 @@ SMALL_BYTES = 32 << 10
 class BlobRoutes:
     """Answers requests for blobs that a repository links."""
 
-    def __init__(self, facts: Facts, mirror: Mirror, store: BlobStore) -> None:
+    def __init__(self, facts: Facts, mirror: Mirror, store: BlobStore, sound: SoundBlobs) -> None:
         self._facts = facts
         self._mirror = mirror
         self._store = store
+        self._sound = sound
 
     async def head(self, call: Call) -> None:
         """Say whether the blob is there, and how large it is."""
@@ -47,8 +50,8 @@ class BlobRoutes:
             # Asked by whoever is about to push it, also when there is no way to the upstream.
             raise blob_unknown() from exc
         # Whoever is told that it is there does not send it, and only sending it mends it.
-        if not await self._store.is_whole(blob.digest, blob.size_bytes):
-            raise blob_unknown()
+        if not await self._sound.is_sound(call.repository, blob, call.request.unless_gone):
+            raise blob_damaged()
         await self._facts.note_use(call.repository, blob)
         await call.request.start(HTTPStatus.OK, _headers(blob.digest, blob.size_bytes))
         await call.request.send_piece(b"", more=False)
@@ -64,9 +67,9 @@ class BlobRoutes:
             text = f"bytes {span.start}-{span.stop - 1}/{blob.size_bytes}"
             headers.append(header("content-range", text))
         try:
-            fd = await self._store.open(blob.digest, blob.size_bytes)
+            fd = await self._sound.open(call.repository, blob, call.request.unless_gone)
         except FileNotFoundError as exc:
-            raise blob_unknown() from exc  # removed since it was found, or damaged
+            raise blob_damaged() from exc  # or removed since it was found
         try:
             await self._send(call.request, fd, span or Span(0, blob.size_bytes), status, headers)
         finally:

@@ -3,6 +3,7 @@
     registry/oci-layout
     registry/blobs/<algorithm>/<hex>     whole and verified, always
     registry/uploads/<id>                on the way in; see `registry.uploads`
+    registry/corrupt/<algorithm>-<hex>   damaged; see `registry.aside`
 
 A file appears under its digest by a rename, after its content is durable, and the rename is durable
 before anything refers to it. A file disappears only through `collecting`, which excludes everybody
@@ -16,15 +17,25 @@ import hashlib
 import os
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
 
 from supervisor.errors import HostError, ResourceExhausted
-from supervisor.model.oci import Algorithm, Digest, algorithm_of, encoded_part, parse_digest
+from supervisor.model.oci import (
+    Algorithm,
+    Digest,
+    RepositoryName,
+    algorithm_of,
+    encoded_part,
+    parse_digest,
+)
+from supervisor.model.registry import FileStamp
+from supervisor.registry.aside import set_aside_sync
 from supervisor.registry.room import require_room_sync
+from supervisor.registry.stamps import stamp_of
 from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
 from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
@@ -92,8 +103,8 @@ class BlobStore:
             if not self._kept[digest]:
                 del self._kept[digest]
 
-    async def adopt(self, staged: Path, size_bytes: int, digest: Digest) -> None:
-        """Move a verified file under its digest, durably. Call it inside `keeping`.
+    async def adopt(self, staged: Path, size_bytes: int, digest: Digest) -> FileStamp:
+        """Move a verified file under its digest, durably; return its stamp. Inside `keeping`.
 
         What counts are its first `size_bytes`. Raises FileNotFoundError, except that no file is as
         good as an empty one.
@@ -102,7 +113,9 @@ class BlobStore:
         the disk is full; then the blob may be there, and nothing refers to it.
         """
         with _as_host_error():
-            await run_in_thread(self._threads.sync, self._adopt_sync, staged, size_bytes, digest)
+            return await run_in_thread(
+                self._threads.sync, self._adopt_sync, staged, size_bytes, digest
+            )
 
     async def put(self, digest: Digest, content: bytes) -> None:
         """Store content whose digest was computed from it. Call it inside `keeping`.
@@ -120,16 +133,21 @@ class BlobStore:
 
     # Going out
 
-    async def open(self, digest: Digest, size_bytes: int) -> int:
-        """Return a descriptor for reading, which the caller closes.
+    async def open(self, digest: Digest) -> tuple[int, FileStamp]:
+        """Return a descriptor for reading, which the caller closes, and the stamp of the file.
 
-        Raises FileNotFoundError, also for a file that is not `size_bytes` long any more.
+        Whether its bytes are right is not looked at: see `registry.sound`. Raises
+        FileNotFoundError.
         """
-        return await run_in_thread(self._threads.blobs, self._open_sync, digest, size_bytes)
+        return await run_in_thread(self._threads.blobs, self._open_sync, digest)
 
-    async def is_whole(self, digest: Digest, size_bytes: int) -> bool:
-        """Say whether the blob's file is there and `size_bytes` long; its bytes are not read."""
-        return await run_in_thread(self._threads.blobs, self._is_whole_sync, digest, size_bytes)
+    async def stamp(self, digest: Digest) -> FileStamp | None:
+        """Return the stamp of the blob's file, None if there is none."""
+        return await run_in_thread(self._threads.blobs, self._stamp_sync, digest)
+
+    async def missing(self, digests: Iterable[Digest]) -> list[Digest]:
+        """Return which of `digests` have no file."""
+        return await run_in_thread(self._threads.blobs, self._missing_sync, digests)
 
     async def read(self, fd: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes at `offset`."""
@@ -147,9 +165,41 @@ class BlobStore:
         if (content := self._cache.get(digest)) is not None:
             self._cache.move_to_end(digest)
             return content
-        content = await run_in_thread(self._threads.blobs, self._read_whole_sync, digest)
+        content, stamp = await run_in_thread(self._threads.blobs, self._read_whole_sync, digest)
+        if content is None:
+            await self.set_aside(digest, stamp, "its file has other bytes")
+            raise FileNotFoundError(f"manifest {digest} is damaged")
         self._remember(digest, content)
         return content
+
+    # Damage
+
+    async def set_aside(
+        self,
+        digest: Digest,
+        stamp: FileStamp,
+        why: str,
+        repositories: Sequence[RepositoryName] = (),
+    ) -> None:
+        """Move the damaged file with that stamp to where nobody is served it, and tell of it.
+
+        Nothing happens to a file that has taken its place, or while somebody pushes the digest:
+        that mends it.
+        """
+        with self.collecting(digest) as is_mine:
+            if not is_mine:
+                return
+            target = self.root / "corrupt" / digest.replace(":", "-")
+            facts = {"digest": digest, "why": why, "repositories": ",".join(repositories)}
+            try:
+                is_moved = await run_in_thread(
+                    self._threads.blobs, set_aside_sync, self.path(digest), stamp, target
+                )
+            except OSError as exc:
+                log.error("registry.blob_damaged", **facts, not_moved=exc.strerror)
+                return
+            if is_moved:
+                log.error("registry.blob_damaged", **facts, moved_to=str(target))
 
     # Collection
 
@@ -180,18 +230,20 @@ class BlobStore:
     def _directory(self, algorithm: Algorithm) -> Path:
         return self.root / "blobs" / algorithm
 
-    def _adopt_sync(self, staged: Path, size_bytes: int, digest: Digest) -> None:
+    def _adopt_sync(self, staged: Path, size_bytes: int, digest: Digest) -> FileStamp:
         # Never made here with a size: that would be zeros under a digest.
         create = os.O_CREAT if size_bytes == 0 else 0
         fd = os.open(staged, os.O_RDWR | create | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
         try:
             os.ftruncate(fd, size_bytes)
             os.fsync(fd)
+            target = self.path(digest)
+            staged.rename(target)
+            stamp = stamp_of(os.fstat(fd))  # only now: a rename changes it
         finally:
             os.close(fd)
-        target = self.path(digest)
-        staged.rename(target)
         fsync_directory_sync(target.parent)
+        return stamp
 
     def _put_sync(self, name: str, digest: Digest, content: bytes) -> None:
         staged = self.staging / name
@@ -203,28 +255,27 @@ class BlobStore:
         finally:
             staged.unlink(missing_ok=True)
 
-    def _open_sync(self, digest: Digest, size_bytes: int) -> int:
+    def _open_sync(self, digest: Digest) -> tuple[int, FileStamp]:
         fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(fd).st_size
-        if found != size_bytes:
-            os.close(fd)
-            raise _wrong_size(digest, found, size_bytes)
-        return fd
+        return fd, stamp_of(os.fstat(fd))
 
-    def _is_whole_sync(self, digest: Digest, size_bytes: int) -> bool:
+    def _stamp_sync(self, digest: Digest) -> FileStamp | None:
         try:
-            found = self.path(digest).stat().st_size
+            return stamp_of(self.path(digest).stat())
         except FileNotFoundError:
-            return False
-        if found != size_bytes:
-            _wrong_size(digest, found, size_bytes)
-        return found == size_bytes
+            return None
 
-    def _read_whole_sync(self, digest: Digest) -> bytes:
-        content = self.path(digest).read_bytes()
+    def _missing_sync(self, digests: Iterable[Digest]) -> list[Digest]:
+        return [digest for digest in digests if not self.path(digest).exists()]
+
+    def _read_whole_sync(self, digest: Digest) -> tuple[bytes | None, FileStamp]:
+        """Return the content, None if it is not what the file is named for."""
+        with self.path(digest).open("rb") as file:
+            stamp = stamp_of(os.fstat(file.fileno()))
+            content = file.read()
         if hashlib.new(algorithm_of(digest), content).hexdigest() != encoded_part(digest):
-            raise _damaged(digest, "its file has other bytes")
-        return content
+            return None, stamp
+        return content, stamp
 
     def _remove_sync(self, digest: Digest) -> int:
         path = self.path(digest)
@@ -258,16 +309,6 @@ class BlobStore:
     def _forget(self, digest: Digest) -> None:
         if (content := self._cache.pop(digest, None)) is not None:
             self._cache_bytes -= len(content)
-
-
-def _wrong_size(digest: Digest, found: int, size_bytes: int) -> FileNotFoundError:
-    return _damaged(digest, f"its file has {found} bytes instead of {size_bytes}")
-
-
-def _damaged(digest: Digest, why: str) -> FileNotFoundError:
-    """Log that a blob's file is damaged; return the error that says that the blob is not there."""
-    log.error("registry.blob_damaged", digest=digest, why=why)
-    return FileNotFoundError(errno.ENOENT, f"blob {digest} is damaged")
 
 
 @contextmanager

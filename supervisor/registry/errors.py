@@ -91,6 +91,24 @@ def blob_unknown() -> RegistryError:
     )
 
 
+def blob_damaged() -> RegistryError:
+    """Answer for a blob that the repository links, and whose file is not what it was."""
+    return RegistryError(
+        HTTPStatus.NOT_FOUND,
+        Code.BLOB_UNKNOWN,
+        "what this registry has stored of the blob is damaged or gone; push it again",
+    )
+
+
+def manifest_damaged() -> RegistryError:
+    """Answer for a manifest that the repository holds, and whose file is not what it was."""
+    return RegistryError(
+        HTTPStatus.NOT_FOUND,
+        Code.MANIFEST_UNKNOWN,
+        "what this registry has stored of the manifest is damaged or gone; push it again",
+    )
+
+
 def manifest_unknown() -> RegistryError:
     """Answer for a tag or manifest that the repository does not have."""
     return RegistryError(

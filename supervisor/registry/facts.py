@@ -14,6 +14,7 @@ from typing import Protocol
 from supervisor.model.oci import Digest, RepositoryName, Tag, UploadId
 from supervisor.model.registry import (
     BlobInfo,
+    FileStamp,
     ManifestInfo,
     MirroredTag,
     NewManifest,
@@ -34,6 +35,16 @@ class Facts(Protocol):
 
     async def note_use(self, repository: RepositoryName, blob: BlobInfo) -> None:
         """Note that a client asked whether a blob is there, and may count on it from now."""
+        ...
+
+    async def find_stamp(self, digest: Digest) -> FileStamp | None:
+        """Return the stamp of a blob's file when it was last verified; never an old one."""
+        ...
+
+    async def note_stamp(
+        self, repository: RepositoryName, digest: Digest, stamp: FileStamp
+    ) -> None:
+        """Note that the file of a blob, which the repository links, has been verified."""
         ...
 
     async def find_linking_repositories(self, digest: Digest) -> Sequence[RepositoryName]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -43,12 +44,20 @@ def hash_sync(pieces: Sequence[Piece], running: Hash) -> None:
 
 def hash_file_sync(path: Path, start: int, stop: int, running: Hash) -> None:
     """Hash a part of a file. Raises HostError if it is not all there."""
-    with path.open("rb") as file:
-        file.seek(start)
-        left = stop - start
-        while left > 0:
-            piece = file.read(min(left, _READ_BYTES))
-            if not piece:
-                raise HostError("an upload's file is shorter than what was written to it")
-            running.update(piece)
-            left -= len(piece)
+    with path.open("rb", buffering=0) as file:
+        try:
+            hash_descriptor_sync(file.fileno(), start, stop, running)
+        except EOFError as exc:
+            raise HostError("an upload's file is shorter than what was written to it") from exc
+
+
+def hash_descriptor_sync(fd: int, start: int, stop: int, running: Hash) -> None:
+    """Hash a part of an open file. Raises EOFError if it is not all there; and OSError."""
+    buffer = bytearray(min(stop - start, _READ_BYTES))
+    with memoryview(buffer) as view:
+        while start < stop:
+            length = os.preadv(fd, [view[: stop - start]], start)
+            if not length:
+                raise EOFError
+            running.update(view[:length])
+            start += length

@@ -11,7 +11,7 @@ from supervisor.registry.uploads import Upload
 
 async def finish_upload(
     facts: Facts, store: BlobStore, repository: RepositoryName, upload: Upload, digest: Digest
-) -> None:
+) -> BlobInfo:
     """Make what `upload` holds the blob `digest` of `repository`: durable when this returns.
 
     Raises DigestMismatch, and then nothing is stored. A crash or a cancellation on the way leaves
@@ -19,7 +19,8 @@ async def finish_upload(
     """
     await upload.verify(digest)
     async with store.keeping(digest):
-        blob = BlobInfo(digest, upload.size_bytes)
-        await store.adopt(upload.path, upload.size_bytes, digest)
+        stamp = await store.adopt(upload.path, upload.size_bytes, digest)
+        blob = BlobInfo(digest, upload.size_bytes, stamp=stamp)
         upload.reset()  # its file is gone, whatever happens now
         await facts.link_blob(repository, blob, upload.id)
+    return blob

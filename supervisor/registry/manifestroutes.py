@@ -16,6 +16,7 @@ from supervisor.registry.errors import (
     Header,
     RegistryError,
     digest_invalid,
+    manifest_damaged,
     manifest_invalid,
     manifest_unknown,
     unsupported,
@@ -58,6 +59,10 @@ class ManifestRoutes:
             manifest = parse_manifest(content, request.header(b"content-type"), digest)
         except ManifestError as exc:
             raise manifest_invalid(str(exc)) from exc
+        # A row does not say that the file is there: a damaged one has been moved aside.
+        missing = await self._store.missing([item.digest for item in manifest.references])
+        if missing:
+            raise _refusal(PutRefused(unknown=tuple(missing)))
         async with self._store.keeping(digest):
             await self._store.put(digest, content)
             refused = await self._facts.put_manifest(call.repository, manifest, tags)
@@ -94,7 +99,7 @@ class ManifestRoutes:
         try:
             return manifest, await self._store.read_whole(manifest.digest)
         except FileNotFoundError as exc:
-            raise manifest_unknown() from exc  # removed since it was found, or damaged
+            raise manifest_damaged() from exc  # or removed since it was found
 
     async def _find(self, call: Call) -> ManifestInfo:
         digest, tag = _parse_reference(call)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from supervisor.registry.facts import MirrorFacts
 from supervisor.registry.flights import Flights
 from supervisor.registry.intake import finish_upload
 from supervisor.registry.pauses import Pauses
+from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.uploads import DigestMismatch, Uploads
 from supervisor.registry.upstream import Fetched, UpstreamRegistry
 from supervisor.registry.upstream_errors import UpstreamError, failing
@@ -85,12 +86,14 @@ class Mirror:
         self,
         facts: MirrorFacts,
         store: BlobStore,
+        sound: SoundBlobs,
         uploads: Uploads,
         clock: Clock,
         config: MirrorConfig,
     ) -> None:
         self._facts = facts
         self._store = store
+        self._sound = sound
         self._uploads = uploads
         self._clock = clock
         self._config = config
@@ -133,7 +136,7 @@ class Mirror:
         """
         place = self._require(repository)
         found = await self._facts.find_blob(place.local, digest)
-        if found is None or not await self._store.is_whole(digest, found.size_bytes):
+        if found is None or not await self._sound.is_sound(place.local, found):
             work = partial(self._fetch_blob, place, digest)
             found = await self._flights.join((place.local, "blob", digest), work)
         return found
@@ -202,8 +205,9 @@ class Mirror:
                 async with upload.lock:
                     upload.expect(algorithm_of(digest))
                     await upload.append(body)
-                    blob = BlobInfo(digest, upload.size_bytes, self._clock())
-                    await finish_upload(self._facts, self._store, place.local, upload, digest)
+                    blob = await finish_upload(
+                        self._facts, self._store, place.local, upload, digest
+                    )
             except DigestMismatch as exc:
                 raise failing(place.upstream_name, f"it sent something else as {digest}") from exc
             finally:
@@ -211,7 +215,7 @@ class Mirror:
         log.info(
             "mirror.fetched", repository=place.local, digest=digest, size_bytes=blob.size_bytes
         )
-        return blob
+        return replace(blob, used_at=self._clock())
 
     async def _fetch_manifest(self, place: _Place, digest: Digest) -> ManifestInfo | None:
         fetched = await self._ask(place, lambda: place.upstream.get_manifest(place.remote, digest))

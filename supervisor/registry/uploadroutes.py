@@ -28,6 +28,7 @@ from supervisor.registry.facts import Facts
 from supervisor.registry.http import Request, header
 from supervisor.registry.intake import finish_upload
 from supervisor.registry.ranges import Span, parse_chunk_range
+from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.uploads import DigestMismatch, Superseded, Upload, Uploads
 
 
@@ -35,10 +36,16 @@ class UploadRoutes:
     """Takes blobs."""
 
     def __init__(
-        self, facts: Facts, store: BlobStore, uploads: Uploads, tenant_of_build: TenantOfBuild
+        self,
+        facts: Facts,
+        store: BlobStore,
+        sound: SoundBlobs,
+        uploads: Uploads,
+        tenant_of_build: TenantOfBuild,
     ) -> None:
         self._facts = facts
         self._store = store
+        self._sound = sound
         self._uploads = uploads
         self._tenant_of_build = tenant_of_build
 
@@ -145,10 +152,13 @@ class UploadRoutes:
         for repository in candidates:
             if not await may_mount_from(call.principal, repository, self._tenant_of_build):
                 continue
-            mounted = await self._facts.mount_blob(repository, call.repository, digest)
-            if mounted is not None:
-                # What is damaged is mended by whoever sends it.
-                return await self._store.is_whole(digest, mounted.size_bytes)
+            blob = await self._facts.find_blob(repository, digest)
+            if blob is None:
+                continue
+            if not await self._sound.is_sound(repository, blob):
+                return False  # what is damaged is mended by whoever sends it
+            if await self._facts.mount_blob(repository, call.repository, digest) is not None:
+                return True
         return False
 
     async def _take_whole(self, call: Call, digest: Digest) -> None:

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from supervisor.model.oci import Digest, RepositoryName, Tag, UploadId
 from supervisor.model.registry import (
     BlobInfo,
+    FileStamp,
     ManifestInfo,
     NewManifest,
     Page,
@@ -54,11 +55,22 @@ def find_blob(
 ) -> BlobInfo | None:
     """Return the blob if `repository` links it."""
     row = connection.execute(
-        sa.select(blobs.c.size_bytes, links.c.used_at)
+        sa.select(blobs.c.size_bytes, links.c.used_at, blobs.c.stamp)
         .join_from(links, blobs, links.c.digest == blobs.c.digest)
         .where(links.c.repository == repository, links.c.digest == digest)
     ).one_or_none()
-    return None if row is None else BlobInfo(digest, row.size_bytes, row.used_at)
+    return None if row is None else BlobInfo(digest, row.size_bytes, row.used_at, row.stamp)
+
+
+def find_stamp(connection: sa.Connection, digest: Digest) -> FileStamp | None:
+    """Return the stamp of a blob's file when it was last verified."""
+    stamp: str | None = connection.scalar(sa.select(blobs.c.stamp).where(blobs.c.digest == digest))
+    return None if stamp is None else FileStamp(stamp)
+
+
+def note_stamp(connection: sa.Connection, digest: Digest, stamp: FileStamp) -> None:
+    """Note that a blob's file has been verified; a blob that is gone is fine."""
+    connection.execute(sa.update(blobs).where(blobs.c.digest == digest).values(stamp=stamp))
 
 
 def find_linking_repositories(
@@ -84,6 +96,8 @@ def link_blob(
     """Link a blob whose file is durable, and end the upload that it came by."""
     _ensure_repository(connection, repository, now)
     _ensure_blob(connection, blob.digest, blob.size_bytes)
+    if blob.stamp is not None:
+        note_stamp(connection, blob.digest, blob.stamp)
     _ensure_link(connection, repository, blob.digest, now)
     if upload is not None:
         connection.execute(sa.delete(uploads).where(uploads.c.id == upload))

@@ -25,6 +25,7 @@ blobs = sa.Table(
     metadata,
     sa.Column("digest", _DIGEST, primary_key=True),
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("stamp", sa.String(100)),  # of the file when it was verified; NULL: not known
 )
 
 links = sa.Table(

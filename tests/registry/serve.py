@@ -98,6 +98,7 @@ async def open_registry(
             facts=actor.handle,
             mirror=actor.mirror,
             store=actor.store,
+            sound=actor.sound,
             uploads=actor.uploads,
             keys=KEYS,
             tenant_of_build=tenant_of_build,
