@@ -35,7 +35,7 @@ from supervisor.vm.argv import DEVICE_NAME, VSOCK_NAME, Descriptors, qemu_argv, 
 from supervisor.vm.machine import MachineSpec
 from supervisor.vm.platform import Platform
 from supervisor.vm.scratch import make_scratch_sync
-from supervisor.vm.tsc import measure_tsc_khz
+from supervisor.vm.tsc import TscMeasurement
 from tests.e2e.daemon import IMAGES_DIR, REPOSITORY_ROOT, Daemon, pack
 
 _INIT = REPOSITORY_ROOT / "images" / "builder" / "init"
@@ -66,7 +66,7 @@ class Bare:
     def __init__(self, daemon: Daemon, work: Path, source: Path) -> None:
         self._daemon = daemon
         self._work = work
-        self._tsc_khz = trio.run(measure_tsc_khz)
+        self._tsc_khz = trio.run(TscMeasurement().wait_khz)
         with daemon.client(permissions=["build:admin"]) as client:
             self._platform = Platform(*client.get("/system/info").json()["platform"].split("/"))
         settings = Settings()

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.queue import QueueHandle
 from supervisor.actors.runner import BuildRunner
@@ -212,17 +210,21 @@ class BuildService:
 
 async def sweep_uploads(ledger: Ledger, builds_dir: Path) -> int:
     """Remove what submissions left that a crash cut short; return how many there were."""
-    found = await trio.to_thread.run_sync(_directories_sync, builds_dir)
-    known = await ledger.database.run(builds.stored_ids, found)
-    leftovers = [build_id for build_id in found if build_id not in known]
+    disk = ledger.threads.disk
+    names = await run_in_thread(disk, _names_sync, builds_dir)
+    unknown = await ledger.database.run(builds.unstored, names)
+    leftovers = await run_in_thread(disk, _directories_sync, builds_dir, unknown)
     for build_id in leftovers:
         await ledger.discard(build_id)
     return len(leftovers)
 
 
-def _directories_sync(path: Path) -> list[BuildId]:
+def _names_sync(path: Path) -> set[str]:
+    # There may be many, of each of which `Path.iterdir` would make a path.
+    return set(os.listdir(path))  # noqa: PTH208 - see above
+
+
+def _directories_sync(path: Path, names: set[str]) -> list[BuildId]:
     """Return what lies there under the name of a build; anything else is not ours to remove."""
-    # Not `Path.iterdir`, which makes a path of each and asks the disk about it: there may be many.
-    with os.scandir(path) as entries:
-        names = (parse_build_id(entry.name) for entry in entries if entry.is_dir())
-        return [name for name in names if name is not None]
+    ids = (parse_build_id(name) for name in sorted(names))
+    return [build_id for build_id in ids if build_id is not None and (path / build_id).is_dir()]

@@ -148,6 +148,21 @@ class Ledger:
         except HostError as exc:
             log.error("build.announcement_failed", build_id=build.id, why=exc.message)
 
+    async def take_back_end(self, build_id: BuildId) -> None:
+        """Remove the end from the log of a build that has none in the database: its files are of a
+        later moment, as after a backup was restored. The database is what counts.
+
+        That the log cannot be opened or written is logged.
+        """
+        try:
+            async with self.logs.open(build_id) as events:
+                # An end is stored before it is told: what is asked after the log is no older.
+                if events.is_final and not (await self.load(build_id)).status.is_final:
+                    await events.take_back_end()
+                    log.warning("build.log_was_ahead", build_id=build_id)
+        except HostError as exc:
+            log.error("build.announcement_failed", build_id=build_id, why=exc.message)
+
     async def repair_recent(self) -> None:
         """Do so for the builds that ended last: a crash may have kept their ends from being told.
 

@@ -206,6 +206,7 @@ class QueueActor:
     async def _recover(self) -> None:
         """Take up every build without a final status."""
         for build_id in await self._ledger.database.run(builds.unfinished_ids):
+            await self._ledger.take_back_end(build_id)
             await self._take_up(await self._ledger.load(build_id))
         await self._ledger.repair_recent()
 

@@ -27,6 +27,7 @@ from supervisor.api.views import (
 )
 from supervisor.api.yamltext import to_yaml
 from supervisor.model.build import Reason, Status
+from supervisor.runtime.threads import run_in_thread
 
 Json = dict[str, Any]
 
@@ -89,21 +90,37 @@ MiB.
 
 
 class SpecRoutes:
-    """Handlers, named as in the table of routes."""
+    """Handlers, named as in the table of routes.
+
+    The description is made when it is first asked for, which hardly anybody does: it would be a
+    tenth of the daemon's start. In a thread, because it would be a pause of the event loop.
+    """
 
     def __init__(self, deps: ApiDeps) -> None:
-        self._spec = build_spec(deps)
-        self._yaml = to_yaml(self._spec)
+        self._deps = deps
+        self._made: tuple[Json, str] | None = None
 
     async def spec_json(self) -> Response:
         """Serve the description."""
         check_names(request.args, ())
-        return json_response(self._spec)
+        spec, _ = await self._make()
+        return json_response(spec)
 
     async def spec_yaml(self) -> Response:
         """Serve it in the other notation."""
         check_names(request.args, ())
-        return Response(self._yaml, content_type="application/yaml")
+        _, text = await self._make()
+        return Response(text, content_type="application/yaml")
+
+    async def _make(self) -> tuple[Json, str]:
+        if self._made is None:
+            self._made = await run_in_thread(self._deps.threads.hashing, _make_sync, self._deps)
+        return self._made
+
+
+def _make_sync(deps: ApiDeps) -> tuple[Json, str]:
+    spec = build_spec(deps)
+    return spec, to_yaml(spec)
 
 
 def build_spec(deps: ApiDeps) -> Json:

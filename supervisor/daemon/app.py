@@ -24,6 +24,7 @@ from supervisor.api.listeners import serve_api, serve_registry_to_guest
 from supervisor.api.metrics import serve_metrics
 from supervisor.api.ports import ApiDeps
 from supervisor.config import Keys, Settings, load_keys
+from supervisor.daemon.intact import refuse_lost_database
 from supervisor.daemon.lock import hold_lock, prepare_directories
 from supervisor.daemon.mirroring import mirror_config
 from supervisor.daemon.tracing import TellEnd, open_tracing
@@ -54,6 +55,7 @@ async def run_daemon(settings: Settings) -> None:
         passed = take_sockets()
         keys = _require_keys(settings, passed)
         prepare_directories(settings)
+        refuse_lost_database(settings.data_dir)
         async with (
             hold_lock(settings.data_dir, "DATA_DIR"),
             hold_lock(settings.runtime_dir, "RUNTIME_DIR"),
@@ -128,6 +130,7 @@ class _Daemon:
             facts=registry.handle,
             mirror=registry.mirror,
             store=registry.store,
+            sound=registry.sound,
             uploads=registry.uploads,
             keys=self._keys,
             tenant_of_build=partial(tenant_of_build, database),
@@ -171,6 +174,11 @@ class _Daemon:
         readers = deps.log_readers
         self._metrics.watch(
             "hypeman_log_readers", "Clients that read a build's log.", lambda: readers.count
+        )
+        self._metrics.watch(
+            "hypeman_tasks",
+            "Tasks of the daemon's event loop.",
+            lambda: trio.lowlevel.current_statistics().tasks_living,
         )
         async with trio.open_nursery() as nursery:
             if address := self._settings.metrics_address:

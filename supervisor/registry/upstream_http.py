@@ -17,7 +17,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, cached_property
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx2
@@ -46,19 +46,35 @@ _CLOSED_MEANWHILE = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolE
 class Connections:
     """The connections to one upstream and to where it sends us.
 
-    Each upstream has its own, so that one that hangs takes none from another one.
+    Each upstream has its own, so that one that hangs takes none from another one. The clients are
+    made when they are needed: what they load would be a tenth of the daemon's start.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
-        context = _certificates()
-        self.upstream = _client(context, timeout_seconds, keep=_MAX_CONNECTIONS)
-        # Kept connections are found by address; another host may have the same one.
-        self.elsewhere = _client(context, timeout_seconds, keep=0)
+        self._timeout_seconds = timeout_seconds
+        self._made: list[httpx2.AsyncClient] = []
+
+    @cached_property
+    def upstream(self) -> httpx2.AsyncClient:
+        """The client for the upstream itself."""
+        return self._client(keep=_MAX_CONNECTIONS)
+
+    @cached_property
+    def elsewhere(self) -> httpx2.AsyncClient:
+        """The client for other hosts. It keeps no connection: those are found by address, and
+        another host may have the same one.
+        """
+        return self._client(keep=0)
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self.upstream.aclose()
-        await self.elsewhere.aclose()
+        for client in self._made:
+            await client.aclose()
+
+    def _client(self, *, keep: int) -> httpx2.AsyncClient:
+        client = _client(_certificates(), self._timeout_seconds, keep=keep)
+        self._made.append(client)
+        return client
 
 
 @cache

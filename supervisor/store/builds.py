@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from supervisor.model.build import (
     Status,
     Step,
 )
-from supervisor.model.ids import BuildId, Tenant, parse_build_id
+from supervisor.model.ids import ID_LENGTH, BuildId, Tenant, parse_build_id
 from supervisor.model.times import MAX_UNIX_SECONDS
 from supervisor.store.tables import build_tags, builds
 
@@ -215,18 +215,18 @@ def last_ended_ids(connection: sa.Connection, limit: int) -> list[BuildId]:
     return [BuildId(row.id) for row in connection.execute(query)]
 
 
-def stored_ids(connection: sa.Connection, ids: Iterable[BuildId]) -> set[BuildId]:
-    """Return those of `ids` that are stored: the rest of the directories are leftovers.
+def unstored(connection: sa.Connection, names: set[str]) -> set[str]:
+    """Return those of `names` that are no stored build's: whatever belongs to them is left over.
 
-    Nearly all that is asked for is there, so ranges of the table are read rather than single rows.
+    Nearly all are stored, and the ids come as one text: a row for each costs ten times as much. An
+    id that is damaged may cut that text short (at a NUL, in some versions of SQLite): then each is
+    read by itself.
     """
-    found: set[BuildId] = set()
-    asked = sorted(ids)
-    for start in range(0, len(asked), _IDS_AT_ONCE):
-        batch = asked[start : start + _IDS_AT_ONCE]
-        query = sa.select(builds.c.id).where(builds.c.id.between(batch[0], batch[-1]))
-        found.update(set(batch).intersection(connection.scalars(query)))
-    return found
+    ids = sa.func.aggregate_strings(builds.c.id, ",")
+    count, text = connection.execute(sa.select(sa.func.count(), ids).select_from(builds)).one()
+    if len(text or "") == count * (ID_LENGTH + len(",")) - len(","):
+        return names.difference(text.split(","))
+    return names.difference(connection.scalars(sa.select(builds.c.id)))
 
 
 def delete_build(connection: sa.Connection, build_id: BuildId) -> None:
@@ -280,9 +280,9 @@ def _to_row(build: Build) -> dict[str, Any]:
 def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
     return Build(
         id=BuildId(row.id),
-        tenant=Tenant(row.tenant),
+        tenant=Tenant(_text(row.tenant)),
         request=request,
-        source=Source(row.source_sha256, row.source_size_bytes),
+        source=Source(_text(row.source_sha256), int(row.source_size_bytes)),
         created_at=_time(row.created_at),
         status=Status(row.status),
         attempt=int(row.attempt),
@@ -294,8 +294,8 @@ def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
         error_code=Reason(row.error_code) if row.error_code else None,
         # One that a newer version has stored means nothing to this one, and damages nothing.
         error_reason=_or(None, ErrorReason, row.error_reason),
-        error=row.error,
-        image_digest=row.image_digest,
+        error=None if row.error is None else _text(row.error),
+        image_digest=None if row.image_digest is None else _text(row.image_digest),
         provenance=_PROVENANCE.validate_python(row.provenance) if row.provenance else None,
         phases={Phase(name): float(seconds) for name, seconds in row.phases.items()},
     )
@@ -304,8 +304,9 @@ def _from_row(row: sa.Row[Any], request: BuildRequest) -> Build:
 def _whole_from_row(row: sa.Row[Any]) -> Build:
     if not isinstance(row.build_args, dict):
         raise TypeError("the build arguments are no object")
+    dockerfile = None if row.dockerfile is None else _text(row.dockerfile)
     request = replace(
-        _REQUEST.validate_python(row.request), dockerfile=row.dockerfile, build_args=row.build_args
+        _REQUEST.validate_python(row.request), dockerfile=dockerfile, build_args=row.build_args
     )
     return _from_row(row, request)
 
@@ -326,7 +327,7 @@ def _readable(row: sa.Row[Any]) -> Build:
         completed_at = created_at
     return Build(
         id=BuildId(row.id),
-        tenant=Tenant(row.tenant),
+        tenant=Tenant(str(row.tenant)),
         request=_or(BuildRequest(_UNKNOWN_POLICY), _REQUEST.validate_python, row.request),
         source=Source(str(row.source_sha256), _or(0, int, row.source_size_bytes)),
         created_at=created_at,
@@ -339,7 +340,7 @@ def _readable(row: sa.Row[Any]) -> Build:
         error_code=_or(None, Reason, row.error_code),
         error_reason=_or(None, ErrorReason, row.error_reason),
         error=_damage(BuildId(row.id)),
-        image_digest=row.image_digest,
+        image_digest=_or(None, _text, row.image_digest),
         provenance=_or(None, _PROVENANCE.validate_python, row.provenance),
         phases=_or({}, _PHASES.validate_python, row.phases),
     )
@@ -350,6 +351,13 @@ def _or(otherwise: T, parse: Callable[[Any], T], value: Any) -> T:
         return parse(value)
     except _NONSENSE:
         return otherwise
+
+
+def _text(value: Any) -> str:
+    """Return a stored text. Raises ValueError if it is none: a damaged row may hold anything."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value
 
 
 def _time(value: Any) -> float:

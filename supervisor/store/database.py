@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +25,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _BUSY_TIMEOUT_SECONDS = 10
+_HELD_TIMEOUT_SECONDS = 1
+"""What holds it for longer is waited for once, not once by each of those that have queued up."""
 _BUSY = (
     f"another program has held it for {_BUSY_TIMEOUT_SECONDS} s; end what has opened it (`fuser`"
     " names it), or try again"
@@ -40,6 +42,8 @@ class Database:
         self._engine = engine
         # One at a time: the order of calls is the order of transactions.
         self._limiter = trio.CapacityLimiter(1)
+        self._is_held = False
+        """Whether another program had it at the last try."""
 
     async def run(
         self, unit: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
@@ -61,15 +65,27 @@ class Database:
         """Do the same in the calling thread: for start-up and tests."""
         try:
             with self._engine.begin() as connection:
-                return unit(connection, *args, **kwargs)
+                result = unit(connection, *args, **kwargs)
         except OperationalError as exc:
             if "full" in str(exc.orig):
                 raise ResourceExhausted("the database cannot be written: the disk is full") from exc
             if _is_locked(exc):
+                self._note_held(True)
                 raise DatabaseBusy(_BUSY) from exc
             raise HostError(f"the database failed: {exc.orig}") from exc
         except DBAPIError as exc:
             raise AssertionError(f"the database refused a statement: {exc.orig}") from exc
+        self._note_held(False)
+        return result
+
+    def _note_held(self, is_held: bool) -> None:
+        """Wait for a shorter time while another program holds the database."""
+        if is_held is self._is_held:
+            return
+        self._is_held = is_held
+        seconds = _HELD_TIMEOUT_SECONDS if is_held else _BUSY_TIMEOUT_SECONDS
+        with closing(self._engine.raw_connection()) as connection:
+            connection.cursor().execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
 
 
 @asynccontextmanager

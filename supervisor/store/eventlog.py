@@ -104,6 +104,17 @@ class BuildLog:
         """Make everything appended so far durable. Raises HostError."""
         await run_in_thread(self._threads.disk, self._sync_sync)
 
+    async def take_back_end(self) -> None:
+        """Remove the final status, the last event, so that others can follow. Raises HostError.
+
+        For who knows that it is none, and that nobody has opened this log to follow it.
+        """
+        async with self._writing:
+            assert self._is_final, f"{self._directory} has not ended"
+            self._end = await run_in_thread(self._threads.disk, self._drop_last_line_sync)
+            self._is_final = False
+            self._chunks.clear()
+
     def abandon(self) -> None:
         """Tell the followers that the final status cannot be written, so that they do not wait."""
         self._is_abandoned = True
@@ -190,6 +201,12 @@ class BuildLog:
         with _as_host_error("the log cannot be made durable"):
             for fd in (self._text_fd, self._events_fd):
                 os.fsync(fd)
+
+    def _drop_last_line_sync(self) -> int:
+        with _as_host_error("the log cannot be written"):
+            start = _line_start_sync(self._events_fd, self._end - 1)
+            os.ftruncate(self._events_fd, start)
+        return start
 
     def _read_sync(self, after: int, end: int) -> EventBatch:
         size = _CHUNK_BYTES

@@ -45,6 +45,7 @@ builds = sa.Table(
     sa.Column("steps", sa.JSON, nullable=False),
     sa.Index("ix_builds_tenant_id", "tenant", "id"),
     sa.Index("ix_builds_status_id", "status", "id"),
+    sa.Index("ix_builds_completed_at", "completed_at"),
 )
 
 build_tags = sa.Table(

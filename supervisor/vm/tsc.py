@@ -24,8 +24,38 @@ _READINGS = 20
 _RDTSC = bytes.fromhex("0faee8 0f31 48c1e220 4809d0 c3")
 
 
-async def measure_tsc_khz() -> int | None:
-    """Return the counter's rate; None where there is none, or no code may be made at run time."""
+class TscMeasurement:
+    """One measurement, from the making of this until `wait_khz`; other work may go on meanwhile."""
+
+    def __init__(self) -> None:
+        page = _make_page()
+        self._counter = None if page is None else _Counter(page)
+        self._began = (0, 0) if self._counter is None else _read_both(self._counter.read)
+
+    async def wait_khz(self) -> int | None:
+        """Return the counter's rate; None where there is none, or no code may be made at run time.
+
+        Waits until MEASURE_SECONDS have passed; if more have, it is the more exact.
+        """
+        if self._counter is None:
+            return None
+        began, first = self._began
+        spent_seconds = (time.monotonic_ns() - began) / 1e9
+        await trio.sleep(max(0.0, MEASURE_SECONDS - spent_seconds))
+        ended, last = _read_both(self._counter.read)
+        return round((last - first) * 1_000_000 / (ended - began))
+
+
+class _Counter:
+    """Reads the counter by the code in `page`."""
+
+    def __init__(self, page: mmap.mmap) -> None:
+        self._anchor = ctypes.c_char.from_buffer(page)  # the page stays while this does
+        address = ctypes.addressof(self._anchor)
+        self.read: Callable[[], int] = ctypes.CFUNCTYPE(ctypes.c_uint64)(address)
+
+
+def _make_page() -> mmap.mmap | None:
     if platform.machine() != "x86_64":
         return None
     try:
@@ -33,12 +63,7 @@ async def measure_tsc_khz() -> int | None:
     except OSError:  # forbidden: systemd's MemoryDenyWriteExecute=, SELinux's execmem
         return None
     page.write(_RDTSC)
-    anchor = ctypes.c_char.from_buffer(page)  # the page stays while this does
-    read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(anchor))
-    began, first = _read_both(read)
-    await trio.sleep(MEASURE_SECONDS)
-    ended, last = _read_both(read)
-    return round((last - first) * 1_000_000 / (ended - began))
+    return page
 
 
 def _read_both(read: Callable[[], int]) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from supervisor.errors import (
     ResourceExhausted,
 )
 from supervisor.model.build import Build, BuildRequest, ErrorReason, Reason, Status
+from supervisor.model.events import status_event
 from supervisor.model.ids import Tenant
 from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
 from supervisor.runtime.logs import log
@@ -498,6 +499,13 @@ DAMAGE = {
     "queued_at": "1e300",
     "attempt": "'x'",
     "error_code": "'gremlins'",
+    "tenant": "X'ff'",
+    "dockerfile": "X'ff'",
+    "source_sha256": "X'ff'",
+    "source_size_bytes": "'large'",
+    "error": "X'ff'",
+    "image_digest": "X'ff'",
+    "lost_attempts": "'x'",
     "provenance": "'[1]'",
     "phases": "'{\"lunch\": 1}'",
     "phases of another shape": ("phases", "'[]'"),
@@ -588,6 +596,24 @@ async def test_files_that_are_garbage_hold_up_no_start(
         assert b'"ready"' in (data_dir / "builds" / build_id(1) / "metadata.json").read_bytes()
         async with world.ledger.logs.open(build_id(2)) as events:
             assert events.is_final, "what was torn off is taken back, and the end is told"
+
+
+@pytest.mark.parametrize("status", [Status.QUEUED, Status.BUILDING, Status.PUSHING])
+async def test_a_log_that_is_ahead_of_the_database_loses_its_end_and_the_build_goes_on(
+    data_dir: Path, status: Status, autojump_clock: MockClock, errors: list[str]
+) -> None:
+    """As after a backup is restored: its files were copied after its database."""
+    await left_behind(data_dir, a_build(1, status=status, attempt=int(status is not Status.QUEUED)))
+    end = status_event("2026-03-01T12:00:00.000Z", a_build(1, status=Status.FAILED))
+    logs = data_dir / "builds" / build_id(1) / "logs"
+    logs.mkdir()
+    (logs / "events.jsonl").write_bytes(end + b"\n")
+    async with open_world(data_dir) as world:
+        assert (await world.wait_end(build_id(1))).status is Status.READY
+        told = [event["status"] for event in await world.events(build_id(1)) if "status" in event]
+        assert told[-3:] == ["building", "pushing", "ready"]
+        assert "failed" not in told
+    assert errors == []
 
 
 # -- a host that fails -------------------------------------------------------------------------

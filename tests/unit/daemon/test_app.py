@@ -290,6 +290,7 @@ async def test_with_port_0_the_registry_is_named_by_the_port_that_it_has(
         read = metrics.registry.get_sample_value
         assert read("hypeman_registry_bytes_total", {"direction": "in"}) == 5
         assert read("hypeman_log_readers") == 0
+        assert read("hypeman_tasks") == trio.lowlevel.current_statistics().tasks_living
         assert read("hypeman_machines", {"state": "leased"}) == 0
         send(signal.SIGTERM)
 

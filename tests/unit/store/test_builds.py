@@ -198,11 +198,28 @@ async def test_lists_leave_out_what_may_be_large(database: Database) -> None:
     assert await database.run(builds.get_tenant, build_id(2)) is None
 
 
-async def test_of_many_ids_the_stored_ones_are_told(database: Database) -> None:
+async def test_of_many_names_those_that_are_no_stored_builds_are_told(database: Database) -> None:
+    assert await database.run(builds.unstored, {build_id(3)}) == {build_id(3)}
     await stored(database, a_build(3), a_build(1200))
-    asked = [build_id(n) for n in range(1500)]
-    assert await database.run(builds.stored_ids, asked) == {build_id(3), build_id(1200)}
-    assert await database.run(builds.stored_ids, []) == set()
+    names = {"lost+found", *(build_id(n) for n in range(1500))}
+    assert await database.run(builds.unstored, names) == names - {build_id(3), build_id(1200)}
+    assert await database.run(builds.unstored, set()) == set()
+
+
+@pytest.mark.parametrize("damaged", ["X'00'", "X'FF2C'", "7", "'a,b'", "char(0)", "''"])
+async def test_a_damaged_id_makes_no_other_build_an_unknown_one(
+    database: Database, damaged: str
+) -> None:
+    numbers = range(1, 10)
+    await stored(database, *map(a_build, numbers))
+
+    def damage(connection: sa.Connection) -> None:
+        whose = sa.update(builds.builds).where(builds.builds.c.id == build_id(5))
+        connection.execute(whose.values(id=sa.literal_column(damaged)))
+
+    await database.run(damage)
+    names = {build_id(n) for n in numbers}
+    assert await database.run(builds.unstored, names) == {build_id(5)}
 
 
 async def test_a_deleted_build_takes_its_tags_along(database: Database) -> None:

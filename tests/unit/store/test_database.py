@@ -183,6 +183,26 @@ async def test_a_database_that_another_program_holds_is_told_as_such(
             pass
 
 
+async def test_what_is_held_for_long_is_waited_for_once_and_not_by_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(database_module, "_HELD_TIMEOUT_SECONDS", 0.002)
+
+    def patience_ms(connection: sa.Connection) -> object:
+        return connection.exec_driver_sql("PRAGMA busy_timeout").scalar()
+
+    path = tmp_path / "hypeman.db"
+    async with open_database(path) as database:
+        assert await database.run(patience_ms) == 50
+        with held(path):
+            for _ in range(3):
+                with pytest.raises(DatabaseBusy):
+                    await database.run(patience_ms)
+        assert await database.run(patience_ms) == 2, "as patient as the ones before it"
+        assert await database.run(patience_ms) == 50
+
+
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Hold the database as another program may."""

@@ -172,6 +172,22 @@ async def test_an_event_behind_the_final_status_is_a_bug(tmp_path: Path) -> None
             await log.append([line("late")])
 
 
+async def test_an_end_that_is_taken_back_leaves_what_came_before_and_others_follow(
+    tmp_path: Path,
+) -> None:
+    logs = logs_in(tmp_path)
+    async with logs.open(BUILD) as log:
+        await log.append([QUEUED, line("a"), READY])
+        assert await read_all(log) == [QUEUED, line("a"), READY]
+    async with logs.open(BUILD) as log:
+        await log.take_back_end()
+        assert not log.is_final
+        assert await read_all(log) == [QUEUED, line("a")]
+        await log.append([QUEUED])
+        assert await read_all(log) == [QUEUED, line("a"), QUEUED]
+        assert log.end == events_file(tmp_path).stat().st_size
+
+
 async def test_a_final_status_of_any_length_is_known_again(tmp_path: Path) -> None:
     failed = a_build(status=Status.FAILED, error="\x01" * 16_384, error_code=Reason.BUILD_FAILED)
     logs = logs_in(tmp_path)
