@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import trio
 
 from supervisor.actors.build import BuildActor, BuildDeps
+from supervisor.errors import HostError
 from supervisor.model.build import Build
 from supervisor.model.ids import BuildId
 from supervisor.runtime.logs import log
@@ -57,6 +58,9 @@ class BuildRunner:
     async def _run(self, actor: BuildActor, done: Callable[[BuildId], Awaitable[None]]) -> None:
         try:
             await actor.run()
+        except HostError as exc:
+            # The queue takes the build back as soon as the host works again.
+            log.error("build.not_begun", build_id=actor.id, why=exc.message)
         except Exception as exc:
             log.opt(exception=exc).error("build.actor_crashed", build_id=actor.id)
         finally:

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from supervisor.errors import (
     DatabaseBusy,
+    HostError,
     NotReady,
     QueueFull,
     RecordDamaged,
@@ -26,6 +27,7 @@ from supervisor.errors import (
     SupervisorError,
     UserError,
 )
+from supervisor.runtime.capacity import is_out_of_capacity
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone
 
@@ -92,6 +94,10 @@ def problem_of(error: Exception) -> Problem:
         case ResourceExhausted(message=message):
             log.bind(why=message).error("api.host_exhausted")
             return Problem(503, NotReady.code, "the host has no room for this; try again later")
+        case HostError() | OSError() if is_out_of_capacity(error):
+            log.bind(why=str(error)).error("api.host_exhausted")
+            why = "the host has too much to do at the moment; try again later"
+            return Problem(503, NotReady.code, why)
         case DatabaseBusy(message=message):
             log.bind(why=message).error("api.database_busy")
             headers = {"Retry-After": str(BUSY_RETRY_SECONDS)}
@@ -105,6 +111,8 @@ def problem_of(error: Exception) -> Problem:
             )
         case HTTPException():
             return _problem_of_http(error)
+        case ExceptionGroup(exceptions=(Exception() as only,)):  # of the answer's own nursery
+            return problem_of(only)
         case _:
             return _internal(error)
 

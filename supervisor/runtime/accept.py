@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-
 import trio
 
+from supervisor.runtime.capacity import NO_CAPACITY
 from supervisor.runtime.logs import log
 
-_NO_CAPACITY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _PAUSE_SECONDS = 0.1
 """Descriptors come free when connections end."""
 
@@ -19,7 +17,7 @@ async def accept(listener: trio.abc.Listener[trio.abc.Stream]) -> trio.abc.Strea
         try:
             return await listener.accept()
         except OSError as exc:
-            if exc.errno not in _NO_CAPACITY:
+            if exc.errno not in NO_CAPACITY:
                 raise
             log.bind(why=exc.strerror).error("listener.no_capacity")
         await trio.sleep(_PAUSE_SECONDS)

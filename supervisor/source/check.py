@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import trio
 
+from supervisor.errors import HostError
 from supervisor.runtime.threads import Threads, run_in_thread
 from supervisor.source.gunzip import INPUT_BYTES, gunzip
 from supervisor.source.tar import ArchiveFacts, ArchiveLimits, TarReader
@@ -18,7 +21,8 @@ async def check_source(
 ) -> ArchiveFacts:
     """Return what the gzip-compressed tar archive at `path` holds.
 
-    Raises InvalidSource or PayloadTooLarge. A cancellation is noticed within a piece of the stream.
+    Raises InvalidSource, PayloadTooLarge, and HostError if it cannot be read. A cancellation is
+    noticed within a piece of the stream.
     """
     check = partial(
         check_source_sync, path, limits, dockerfile_path, trio.from_thread.check_cancelled
@@ -33,15 +37,18 @@ def check_source_sync(
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> ArchiveFacts:
     """Do the same in the calling thread; `check_cancelled` is called for every piece."""
-    reader = TarReader(limits, dockerfile_path, path.stat().st_size)
-    for content in gunzip(_pieces(path, check_cancelled)):
-        check_cancelled()
-        reader.feed(content)
+    try:
+        with path.open("rb", buffering=0) as file:
+            reader = TarReader(limits, dockerfile_path, os.fstat(file.fileno()).st_size)
+            for content in gunzip(_pieces(file, check_cancelled)):
+                check_cancelled()
+                reader.feed(content)
+    except OSError as exc:
+        raise HostError(f"the upload cannot be read: {exc.strerror}") from exc
     return reader.finish()
 
 
-def _pieces(path: Path, check_cancelled: Callable[[], None]) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(INPUT_BYTES):
-            check_cancelled()
-            yield piece
+def _pieces(file: IO[bytes], check_cancelled: Callable[[], None]) -> Iterator[bytes]:
+    while piece := file.read(INPUT_BYTES):
+        check_cancelled()
+        yield piece

@@ -106,8 +106,9 @@ class Hypervisor(Protocol):
         """Boot a machine, hand it out by `task_status.started`, and keep it until cancelled.
 
         Returns early if the VMM ends by itself (`Machine.wait_exit` tells how). Raises VmBootFailed
-        if the VMM cannot be started. Cancelling at any moment is safe: the VMM is stopped politely
-        for at most the configured grace, then killed, and everything of the machine is removed.
+        if the VMM cannot be started, ResourceExhausted if the host's disk is too full for it.
+        Cancelling at any moment is safe: the VMM is stopped politely for at most the configured
+        grace, then killed, and everything of the machine is removed.
         """
         ...
 

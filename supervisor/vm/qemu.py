@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from supervisor.config import Accelerator
-from supervisor.errors import ConfigError, VmBootFailed
+from supervisor.errors import ConfigError, ResourceExhausted, VmBootFailed
 from supervisor.model.ids import MachineId
 from supervisor.model.image import BuilderImage
 from supervisor.runtime.logs import log
@@ -25,7 +25,7 @@ from supervisor.vm.probe import ProbeKey, choose_platform, read_boot_id_sync
 from supervisor.vm.qemu_machine import QemuMachine, Shape, run_qemu
 from supervisor.vm.sandbox import Sandbox, find_sandbox
 from supervisor.vm.sweep import sweep_machines
-from supervisor.vm.tsc import measure_tsc_khz
+from supervisor.vm.tsc import TscMeasurement
 
 PROBE_CACHE = "platform.json"
 MAX_ID = 32
@@ -98,6 +98,8 @@ class QemuHypervisor:
                     machine: QemuMachine = await nursery.start(run)
                 except VmBootFailed as exc:
                     failure = exc  # raised below; from in here it would arrive in a group
+                except ResourceExhausted as exc:
+                    failure = VmBootFailed(exc.message)
                 else:
                     await machine.console.wait_up()
                     came_up = True
@@ -129,13 +131,14 @@ async def start_hypervisor(config: QemuConfig, disk: trio.CapacityLimiter) -> Qe
     does not work.
     """
     _check_programs()
+    tsc = TscMeasurement()
     cgroups = take_subtree()  # first: with a child there, the cgroup would not be ours alone
     if cgroups is not None and not await cgroups.is_usable():
         cgroups = None
     trials = ([QEMU, "--version"], [VSOCK_DEVICE, "--version"])
     version, _ = [(await run_tool(trial)).partition("\n")[0] for trial in trials]
     sandbox = await find_sandbox(trials)
-    tsc_khz = await measure_tsc_khz()
+    tsc_khz = await tsc.wait_khz()
     hypervisor = QemuHypervisor(config, sandbox, cgroups, tsc_khz, disk)
     await hypervisor.sweep()  # what a killed daemon's probe left would stand in the way of this one
     hypervisor.platform = await choose_platform(

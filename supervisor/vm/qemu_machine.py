@@ -23,7 +23,7 @@ from pathlib import Path
 
 import trio
 
-from supervisor.errors import HostError, VmBootFailed
+from supervisor.errors import HostError, ResourceExhausted, VmBootFailed
 from supervisor.model.build import ErrorReason
 from supervisor.model.ids import MachineId
 from supervisor.model.image import BuilderImage
@@ -142,7 +142,8 @@ async def run_qemu(
 ) -> None:
     """Boot a machine, hand it out, and keep it until it ends or this is cancelled.
 
-    When this returns, nothing of the machine is left. Raises VmBootFailed if it cannot be started.
+    When this returns, nothing of the machine is left. Raises VmBootFailed if it cannot be started;
+    ResourceExhausted if that is for a full disk.
     """
     failure: HostError | None = None
     with ExitStack() as ours:
@@ -157,7 +158,7 @@ async def run_qemu(
                 failure = HostError(f"the host refuses what a machine needs: {exc.strerror}")
             nursery.cancel_scope.cancel(reason=f"machine {shape.spec.id} is over")
     if failure is not None:
-        raise _as_boot_failure(shape.spec.id, failure) from failure
+        raise _as_boot_failure(shape.spec.id, failure)
 
 
 class _Run:
@@ -350,7 +351,7 @@ def _make_directory(directory: Path, uid: int | None, ours: ExitStack) -> None:
     try:
         directory.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700)
-        ours.callback(remove_tree_sync, directory)  # a handful of names
+        ours.callback(_remove_directory, directory)
         if uid is not None:
             os.chown(directory, uid, uid)
     except OSError as exc:
@@ -358,9 +359,22 @@ def _make_directory(directory: Path, uid: int | None, ours: ExitStack) -> None:
         raise VmBootFailed(why) from exc
 
 
-def _as_boot_failure(id: MachineId, failure: HostError) -> VmBootFailed:
+def _remove_directory(directory: Path) -> None:
+    """Remove a machine's directory, a handful of names. What the host refuses, a start does."""
+    try:
+        remove_tree_sync(directory)
+    except OSError as exc:  # no descriptor is left
+        log.bind(machine_id=directory.name, why=exc.strerror).error("machine.directory_not_removed")
+
+
+def _as_boot_failure(id: MachineId, failure: HostError) -> HostError:
+    """Return why a machine could not be started. A full disk has a reason of its own."""
+    if isinstance(failure, ResourceExhausted):
+        return failure
     evidence = failure.evidence if isinstance(failure, VmBootFailed) else ""
-    return VmBootFailed(f"machine {id} cannot start: {failure.message}", evidence=evidence)
+    told = VmBootFailed(f"machine {id} cannot start: {failure.message}", evidence=evidence)
+    told.__cause__ = failure
+    return told
 
 
 def _gather(*parts: tuple[str, str]) -> str:

@@ -37,8 +37,9 @@ def make_scratch_sync(template: Path, directory: Path) -> int:
         finally:
             os.close(source)
     except OSError as exc:
-        kind = ResourceExhausted if exc.errno in _FULL else HostError
-        raise kind(f"a scratch disk cannot be made in {directory}: {exc.strerror}") from exc
+        if exc.errno in _FULL:  # which the tenant is told
+            raise ResourceExhausted(f"a scratch disk cannot be made: {exc.strerror}") from exc
+        raise HostError(f"a scratch disk cannot be made in {directory}: {exc.strerror}") from exc
 
 
 def _copy_of(source: int, directory: Path) -> int:

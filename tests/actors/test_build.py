@@ -456,6 +456,23 @@ async def test_what_the_host_refuses_is_told_to_the_operator_alone(
     assert said == ["/etc/hypeman/secrets/acme/key cannot be read: Permission denied"]
 
 
+async def test_a_host_without_room_for_a_machines_disk_is_told_as_such(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise ResourceExhausted("a scratch disk cannot be made: No space left on device")
+
+    fake = hypervisor(agents.succeed)
+    async with open_world(data_dir, hypervisor=fake) as world:
+        with monkeypatch.context() as full:
+            full.setattr(fake, "run_machine", refuse)
+            build = await world.wait_end(await world.submit())
+        assert (build.status, build.error_code) == (Status.FAILED, Reason.OUT_OF_DISK)
+        assert build.error_reason is ErrorReason.HOST_OUT_OF_DISK
+        assert "No space left" in (build.error or "")
+        assert (await world.wait_end(await world.submit())).status is Status.READY
+
+
 async def test_a_guest_that_never_listens_is_given_up_after_the_boot_timeout(
     data_dir: Path, autojump_clock: MockClock
 ) -> None:

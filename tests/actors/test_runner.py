@@ -13,9 +13,11 @@ import trio.testing
 from trio.testing import MockClock
 
 from supervisor.actors import build as build_module
+from supervisor.errors import HostError
 from supervisor.model.build import Reason, Status
 from supervisor.model.lifecycle import MAX_LOST_ATTEMPTS
 from supervisor.runtime.logs import log
+from supervisor.store.eventlog import BuildLog
 from tests.actors.world import open_world, statuses
 from tests.fakes.agent import Working, agent, succeed
 from tests.fakes.hypervisor import FakeHypervisor
@@ -51,6 +53,30 @@ async def test_an_actor_that_crashes_is_logged_once_and_its_build_gets_another_a
         assert (build.status, build.attempt) == (Status.READY, 2)
         assert errors == ["build.actor_crashed"]
         assert not world.hypervisor.running
+
+
+async def test_a_build_whose_log_cannot_be_opened_is_tried_again_when_the_host_works(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, errors: list[str], autojump_clock: MockClock
+) -> None:
+    def refuse(_: BuildLog) -> None:
+        raise HostError("the log cannot be opened: Too many open files")
+
+    async with open_world(data_dir) as world:
+        run = build_module.BuildActor.run
+
+        async def run_on_a_poor_host(actor: build_module.BuildActor) -> None:
+            with monkeypatch.context() as poor:
+                poor.setattr(BuildLog, "open_sync", refuse)
+                await run(actor)
+
+        with monkeypatch.context() as poor:
+            poor.setattr(build_module.BuildActor, "run", run_on_a_poor_host)
+            ours = await world.submit()
+            while not errors:
+                await trio.lowlevel.checkpoint()
+        build = await world.wait_end(ours)
+        assert (build.status, build.attempt) == (Status.READY, 2)
+        assert errors == ["build.not_begun"]
 
 
 async def test_an_actor_that_always_crashes_loses_the_build_and_nothing_else(

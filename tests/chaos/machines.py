@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,12 @@ class BodiedHypervisor(FakeHypervisor):
     async def run_machine(
         self, spec: MachineSpec, *, task_status: trio.TaskStatus[Machine] = trio.TASK_STATUS_IGNORED
     ) -> None:
+        try:
+            await self._run_bodied(spec, task_status)
+        except OSError as exc:  # no descriptor is left
+            raise VmBootFailed(f"the machine cannot start: {exc.strerror}") from exc
+
+    async def _run_bodied(self, spec: MachineSpec, task_status: trio.TaskStatus[Machine]) -> None:
         failure: Exception | None = None
         directory = self._machines / spec.id
         self._pass("machine, before it")
@@ -54,12 +61,13 @@ class BodiedHypervisor(FakeHypervisor):
                             await super().run_machine(spec, task_status=task_status)
                         finally:
                             os.close(disk)
-                    except HostError as exc:
+                    except (HostError, OSError) as exc:
                         failure = exc
                     nursery.cancel_scope.cancel(reason="the machine is over")
             self._pass("machine, process ended")
         finally:
-            remove_tree_sync(directory)
+            with suppress(OSError):  # the next start's sweep has it
+                remove_tree_sync(directory)
         if failure is not None:
             raise failure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -84,6 +85,28 @@ def test_a_full_queue_says_when_to_come_again() -> None:
 def test_what_is_ours_to_look_at_tells_the_client_an_id_only(error: Exception) -> None:
     problem = problem_of(error)
     assert (problem.status, problem.code) == (500, "internal_error")
+    assert "secret" not in problem.message
+
+
+def out_of_descriptors() -> OSError:
+    return OSError(errno.EMFILE, "Too many open files")
+
+
+def translated() -> errors.HostError:
+    """What the layers below make of it."""
+    error = errors.HostError("/secret: too many open files")
+    error.__cause__ = out_of_descriptors()
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [out_of_descriptors(), translated(), ExceptionGroup("of a stream", [translated()])],
+    ids=["raw", "translated", "in an answer's nursery"],
+)
+def test_a_host_that_is_out_of_descriptors_is_worth_trying_again(error: Exception) -> None:
+    problem = problem_of(error)
+    assert (problem.status, problem.code) == (503, "builder_not_ready")
     assert "secret" not in problem.message
 
 

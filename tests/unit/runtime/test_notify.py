@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -68,6 +70,26 @@ async def test_the_watchdog_is_fed_twice_per_period(
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     with trio.move_on_after(12):
         await keep_watchdog_fed()
+    assert heard(manager) == [b"WATCHDOG=1"] * 3
+
+
+async def test_out_of_descriptors_the_watchdog_is_fed_all_the_same(
+    manager: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setenv("WATCHDOG_USEC", "10000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_watchdog_fed)
+        await trio.sleep(1)
+        monkeypatch.setattr(socket, "socket", refuse)
+        await trio.sleep(11)
+        notify("STOPPING=1")  # that nobody hears it is no reason to fail
+        nursery.cancel_scope.cancel(reason="seen enough")
     assert heard(manager) == [b"WATCHDOG=1"] * 3
 
 

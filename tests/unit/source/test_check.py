@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor.errors import InvalidSource, PayloadTooLarge
+from supervisor.errors import HostError, InvalidSource, PayloadTooLarge
 from supervisor.runtime.threads import Threads
 from supervisor.source import gunzip as gunzip_module
 from supervisor.source.check import check_source, check_source_sync
@@ -156,3 +156,8 @@ async def test_a_cancelled_check_stops_reading(
         nursery.cancel_scope.cancel(reason="test")
         go_on.set()
     assert fed == 1
+
+
+def test_an_upload_that_cannot_be_read_is_the_hosts_trouble(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="cannot be read: No such file"):
+        check_source_sync(tmp_path / "gone", LIMITS, "Dockerfile")
