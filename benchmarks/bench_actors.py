@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_most, quantile
 from benchmarks.servers import rss_bytes
 from tests.actors.world import World, open_world
@@ -47,11 +48,13 @@ async def _measure(work: Path, size: Size) -> list[Row]:
         await world.wait_output(await world.submit(), "working")
         floor = await _delays(samples)
         before = rss_bytes(_own_pid())
+        tell(f"actors: {count} builds are started")
         for _ in range(count):
             await world.submit()
         await started.wait()
         await _settle(world)
         grown = rss_bytes(_own_pid()) - before
+        tell("actors: the delays of the loop")
         late = await _delays(samples)
     return [
         at_most(f"memory of each of {count} builds", [grown / count / _KIB], "KiB", 256),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bare import Bare
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_most
 from tests.e2e.daemon import REPOSITORY_ROOT, Daemon
 
@@ -24,11 +25,13 @@ def run(work: Path, size: Size) -> list[Row]:
     daemon = Daemon(work, {"POOL_SIZE": "0"})
     daemon.start()
     try:
+        tell("builds: two to warm up")
         bare = Bare(daemon, work, EXAMPLE)
         _build(daemon)  # whoever is first reads the image from the disk
         _build(daemon, cache_scope="bench")
         cold, cached, floor = [], [], []
-        for _ in range(times):
+        for number in range(times):
+            tell(f"builds: bare, cold and with the cache, round {number + 1} of {times}")
             floor.append(bare.cold().done)
             cold.append(_build(daemon))
             cached.append(_build(daemon, cache_scope="bench"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_most, quantile
 from tests.e2e.daemon import Daemon
 
@@ -22,7 +23,10 @@ def run(work: Path, size: Size) -> list[Row]:
     daemon = Daemon(work, {"POOL_SIZE": "0", "MAX_CONCURRENT_SOURCE_BUILDS": str(_AT_ONCE)})
     daemon.start()
     try:
-        gone = [seconds for _ in range(rounds) for seconds in _round(daemon)]
+        gone: list[float] = []
+        for number in range(rounds):
+            tell(f"cancel: {_AT_ONCE} builds, round {number + 1} of {rounds}")
+            gone += _round(daemon)
     finally:
         daemon.stop()
     return [

@@ -18,6 +18,7 @@ import trio
 
 from agent import wire
 from benchmarks.fakes import serving
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_least, at_most, quantile
 from tests.fakes.agent import DIGEST, Talk, agent
 from tests.fakes.hypervisor import FakeHypervisor
@@ -59,7 +60,9 @@ def run(work: Path, size: Size) -> list[Row]:
     paced, lines = size.pick(30, 2), size.pick(20_000, 200)
     rates: list[float] = []
     delays: list[float] = []
-    for number in range(size.pick(3, 1)):
+    rounds = size.pick(3, 1)
+    for number in range(rounds):
+        tell(f"followers: round {number + 1} of {rounds}")
         directory = work / str(number)
         directory.mkdir()
         found = trio.run(_round, directory, followers, paced, lines)

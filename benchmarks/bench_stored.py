@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import trio
 
 from benchmarks.fakes import serving
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_most, quantile
 from supervisor.model.build import Build, BuildRequest, Phase, Reason, Status
 from supervisor.model.ids import BuildId, IdSource, Tenant
@@ -33,6 +34,7 @@ def run(work: Path, size: Size) -> list[Row]:
 
 
 async def _measure(work: Path, count: int, asked: int) -> list[Row]:
+    tell(f"stored: {count} builds are stored")
     ids = await fill(work, count)
     middle, tag = ids[count // 2], "tags%5Bbranch%5D=b7"
     targets = {
@@ -47,6 +49,7 @@ async def _measure(work: Path, count: int, asked: int) -> list[Row]:
     rows = []
     async with serving(work, FakeHypervisor()) as (_, socket):
         for what, target in targets.items():
+            tell(f"stored: {what}")
             argv = [sys.executable, "-m", "benchmarks.ask", str(socket), target, str(asked)]
             done = await trio.run_process(argv, capture_stdout=True)
             took: list[float] = json.loads(done.stdout)

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from benchmarks.bare import Bare
 from benchmarks.bench_builds import EXAMPLE
+from benchmarks.progress import tell
 from benchmarks.results import Row, Size, at_most
 from tests.e2e.daemon import FINAL, Daemon
 
 _IDLE_SECONDS = 120.0
+"""For each machine: the pool boots one after the other."""
 _SETTLE_SECONDS = 5.0
 
 
@@ -28,7 +30,8 @@ def run(work: Path, size: Size) -> list[Row]:
     first, ready, bare_first, bare_done = [], [], [], []
     try:
         bare = Bare(daemon, work, EXAMPLE)
-        for _ in range(times):
+        for number in range(times):
+            tell(f"warm: bare and ours, round {number + 1} of {times}")
             wait_idle(daemon)
             floor = bare.warm(_SETTLE_SECONDS)
             bare_first.append(floor.first_step)
@@ -62,14 +65,15 @@ def _build(daemon: Daemon) -> tuple[float, float]:
     return first_step, time.monotonic() - began
 
 
-def wait_idle(daemon: Daemon) -> None:
-    """Wait until a machine of the pool waits for a build."""
-    deadline = time.monotonic() + _IDLE_SECONDS
+def wait_idle(daemon: Daemon, count: int = 1) -> list[int]:
+    """Wait until so many machines of the pool wait for a build; return their VMMs' processes."""
+    deadline = time.monotonic() + _IDLE_SECONDS * count
     with daemon.client(permissions=["build:admin"]) as client:
         while True:
             machines = client.get("/machines").json()
-            if any(machine["state"] == "idle" for machine in machines):
-                return
+            idle = [machine["pid"] for machine in machines if machine["state"] == "idle"]
+            if len(idle) >= count:
+                return idle
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no machine became idle: {machines}")
+                raise RuntimeError(f"no {count} machines became idle: {machines}")
             time.sleep(0.1)

@@ -42,6 +42,19 @@ class Row:
         return self.value / self.peer if self.peer else None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What one benchmark has found, and in which circumstances."""
+
+    name: str
+    rows: Sequence[Row]
+    seconds: float
+    """How long it took."""
+    load_before: float
+    """What else ran on the machine just before: the load of the last minute."""
+    load_after: float
+
+
 def at_least(
     what: str, values: Sequence[float], unit: str, aim: float, peers: Sequence[float] = ()
 ) -> Row:
@@ -92,19 +105,21 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(shown)
 
 
-def write_json(path: Path, name: str, rows: Sequence[Row]) -> None:
-    """Store the rows, and what machine they are from."""
+def write_json(path: Path, result: Result) -> None:
+    """Store the rows, what machine they are from, and how busy it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "benchmark": name,
+        "benchmark": result.name,
         "machine": {
             "processors": os.cpu_count(),
             "architecture": platform.machine(),
             "python": platform.python_version(),
             "kernel": platform.release(),
-            "load": os.getloadavg()[0],
         },
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "seconds": round(result.seconds, 1),
+        "load_before": result.load_before,
+        "load_after": result.load_after,
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in result.rows],
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
 

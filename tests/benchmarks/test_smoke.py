@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
+import benchmarks.__main__
 from benchmarks.__main__ import MACHINES, NAMES, main, run
 from benchmarks.bare import archive
-from benchmarks.results import Row, Size, at_least, at_most, table, write_json
+from benchmarks.results import Result, Row, Size, at_least, at_most, table, write_json
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MACHINES])
 def test_a_benchmark_runs_and_finds_something(name: str, tmp_path: Path) -> None:
-    rows = run(name, Size.TINY)
-    assert rows
-    assert all(row.value == row.value for row in rows), "a value is no number"
-    write_json(tmp_path / "result.json", name, rows)
+    result = run(name, Size.TINY)
+    assert result.rows
+    assert all(row.value == row.value for row in result.rows), "a value is no number"
+    write_json(tmp_path / "result.json", result)
     stored = json.loads((tmp_path / "result.json").read_text())
-    assert [row["what"] for row in stored["rows"]] == [row.what for row in rows]
+    assert [row["what"] for row in stored["rows"]] == [row.what for row in result.rows]
 
 
 def test_a_value_is_held_against_its_peer() -> None:
@@ -42,3 +43,24 @@ def test_a_bare_machine_starts_like_the_image() -> None:
 def test_an_unknown_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_fails_does_not_end_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_one(name: str, size: Size) -> Result:
+        if name == "followers":
+            raise RuntimeError("the machine is too small")
+        return Result(name, [Row(f"speed of {name}", 5, "s")], 1.0, 0.1, 0.2)
+
+    monkeypatch.setattr(benchmarks.__main__, "run", run_one)
+    monkeypatch.setattr(benchmarks.__main__, "RESULTS", tmp_path)
+    assert main(["--quick", "registry", "followers", "actors"]) == 1
+    said = capsys.readouterr()
+    assert "the machine is too small" in said.err
+    assert "failed: followers" in said.err
+    assert "actors: speed of actors (load 0.10 to 0.20)" in said.out
+    assert sorted(path.name for path in tmp_path.rglob("*.json")) == [
+        "actors.json",
+        "registry.json",
+    ]
