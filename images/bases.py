@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from images import apt, busybox, debootstrap, oci, tree
+from images import apt, busybox, debootstrap, gotools, oci, rootfs, tree
 from images.paths import BASES, CACHE, IMAGES
 from images.stamp import ensure
 from images.tool import run
@@ -32,13 +32,15 @@ def prepare_debian() -> None:
     """Have `build/bases/debian`."""
     recipe = tomllib.loads(RECIPE.read_text())
     epoch = recipe["source_date_epoch"]
-    variant = recipe["debian"]["variant"]
+    variant, hooks = recipe["debian"]["variant"], recipe["debian"]["hooks"]
     base, target = CACHE / "debian-base.tar", BASES / "debian"
     key = ensure(
         "debian-base",
-        [apt.release(), variant, str(epoch), Path(debootstrap.__file__)],
+        [apt.release(), variant, str(hooks), str(epoch), Path(debootstrap.__file__)],
         [base],
-        lambda: debootstrap.debootstrap(base, variant=variant, packages=[], epoch=epoch),
+        lambda: debootstrap.debootstrap(
+            base, variant=variant, packages=[], epoch=epoch, hooks=hooks
+        ),
     )
     ensure(
         "base/debian",
@@ -48,16 +50,20 @@ def prepare_debian() -> None:
     )
 
 
-def prepare_hypeman(base: Path, key: str, exclude: Sequence[str]) -> None:
-    """Have `build/bases/hypeman`: the builder's Debian, without BuildKit, as a base image."""
+def prepare_hypeman(
+    keys: Sequence[str], exclude: Sequence[str], programs: Mapping[str, Path]
+) -> None:
+    """Have `build/bases/hypeman`: of the builder all that comes from elsewhere, as a base image.
+
+    `keys` are those of the builder's Debian, of its Python packages and of its Go programs.
+    """
     recipe = tomllib.loads(RECIPE.read_text())
     target = BASES / "hypeman"
-    root = Tree(base, recipe["source_date_epoch"], exclude)
     ensure(
         "base/hypeman",
-        [key, str(exclude), RECIPE, *MODULES],
+        [*keys, str(exclude), RECIPE, *MODULES],
         [target],
-        lambda: _write(target, root, recipe, "hypeman", ["bash"]),
+        lambda: _make_hypeman(target, exclude, programs, recipe),
     )
 
 
@@ -83,7 +89,23 @@ def _make_busybox(target: Path, program: Path, recipe: Mapping[str, Any]) -> Non
 
 def _make_debian(target: Path, base: Path, recipe: Mapping[str, Any]) -> None:
     root = Tree(base, recipe["source_date_epoch"], recipe["debian"]["exclude"])
+    for name, text in recipe["debian"]["files"].items():
+        root.add_file(name, text.encode())
     _write(target, root, recipe, "debian", ["bash"])
+
+
+def _make_hypeman(
+    target: Path,
+    exclude: Sequence[str],
+    programs: Mapping[str, Path],
+    recipe: Mapping[str, Any],
+) -> None:
+    root = Tree(rootfs.BASE, recipe["source_date_epoch"], exclude)
+    root.add_tree(rootfs.PYTHON / rootfs.LIBRARY, rootfs.LIBRARY)
+    root.add_file(f"{rootfs.LIBRARY}/versions", gotools.render_versions().encode())
+    for name, path in programs.items():
+        root.add_file(f"usr/bin/{name}", path.read_bytes(), mode=0o755)
+    _write(target, root, recipe, "hypeman", ["bash"])
 
 
 def _write(

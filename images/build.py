@@ -67,8 +67,9 @@ def make_builder() -> None:
         "scratch.ext4": template,
     }
     facts = manifest.compose(recipe, linux, shell, disk, parts)
-    bases.prepare_hypeman(rootfs.BASE, disk.base_key, recipe["rootfs"]["exclude"])
-    generic_context.prepare(disk.python_key, programs_key, programs)
+    keys = [disk.base_key, disk.python_key, programs_key]
+    bases.prepare_hypeman(keys, recipe["rootfs"]["exclude"], programs)
+    generic_context.prepare()
     directory = _publish(OUTPUT / recipe["name"], parts, facts)
     say(f"  {recipe['name']} {facts['digest']} in {directory}")
 

@@ -10,12 +10,23 @@ from pathlib import Path
 from images import apt
 from images.tool import run
 
+HOOKS = "/usr/share/mmdebstrap/hooks"
 # Never unpacked at all: what a machine without a reader does not need.
 UNREAD = ["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"]
 
 
-def debootstrap(target: Path, *, variant: str, packages: Sequence[str], epoch: int) -> None:
-    """Write `target`, a tar of the host's Debian release with `packages` in it."""
+def debootstrap(
+    target: Path,
+    *,
+    variant: str,
+    packages: Sequence[str],
+    epoch: int,
+    hooks: Sequence[str] = (),
+) -> None:
+    """Write `target`, a tar of the host's Debian release with `packages` in it.
+
+    `hooks` are directories of mmdebstrap's own (mmdebstrap(1), HOOKS).
+    """
     temporary = target.with_suffix(".new")
     target.parent.mkdir(parents=True, exist_ok=True)
     run(
@@ -25,6 +36,7 @@ def debootstrap(target: Path, *, variant: str, packages: Sequence[str], epoch: i
             *([f"--include={','.join(packages)}"] if packages else []),
             '--aptopt=Apt::Install-Recommends "false"',
             "--dpkgopt=force-unsafe-io",
+            *(f"--hook-dir={HOOKS}/{name}" for name in hooks),
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in UNREAD),
             apt.release(), temporary, apt.sources(),
         ],

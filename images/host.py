@@ -114,8 +114,10 @@ def check_host(*, boot: bool) -> list[Check]:
     for need in requirements():
         finding = find(need)
         state = "ok" if finding.met else "missing" if need in lacking else "not needed"
-        what_to_do = f"it {need.why}; ./run setup gets it from {source(need)}"
-        checks.append(Check(need.name, state, finding.text, what_to_do if need in lacking else ""))
+        what_to_do = ""
+        if need in lacking:
+            what_to_do = f"it {need.why}; ./run setup gets it from {source(need)}"
+        checks.append(Check(need.name, state, finding.text, what_to_do))
     checks.append(_acceleration())
     if boot and not lacking:
         checks.append(_boot("boot", "tcg"))

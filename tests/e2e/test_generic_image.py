@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from images import gotools
 from tests.e2e.daemon import REPOSITORY_ROOT, Daemon
 from tests.e2e.image import pull
 
@@ -29,7 +30,7 @@ PROGRAMS = [
 def test_system_builds_its_own_builder_image(daemon: Daemon, tmp_path: Path) -> None:
     build = daemon.build_image(
         CONTEXT,
-        build_args={"BASE": "10.102.0.1:8083/base/hypeman:bookworm", "TOOLS": "prepared"},
+        build_args={"BASE": "10.102.0.1:8083/base/hypeman:bookworm", "TOOLS": "none"},
         timeout_seconds=1800,
     )
     image = pull(daemon, build["image_ref"], tmp_path)
@@ -37,6 +38,9 @@ def test_system_builds_its_own_builder_image(daemon: Daemon, tmp_path: Path) -> 
         path = f"usr/bin/{program}"
         assert path in image.files, path
         assert image.files[path].mode & 0o111, path
+    for compiled in gotools.PROGRAMS:  # the very ones of the builder machine
+        content = (gotools.BIN / compiled.name).read_bytes()
+        assert image.read(f"usr/bin/{compiled.name}") == content, compiled.name
     environment = image.config["config"]["Env"]
     assert "HOME=/home/builder" in environment
     assert "XDG_RUNTIME_DIR=/home/builder/.local/share" in environment
