@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from supervisor.model.events import step_event
 from supervisor.model.ids import BuildId
 from supervisor.model.times import rfc3339
 from supervisor.runtime.threads import Threads
+from tests.ctl.starts import Result, Starter, starter
 from tests.fakes.build_service import FakeBuilds
 from tests.fakes.operations import FakeImages, FakeOperator
 
@@ -33,15 +34,6 @@ DIGEST = f"sha256:{'d' * 64}"
 async def no_registry(scope: Any, receive: Any, send: Any) -> None:
     await trio.lowlevel.checkpoint()
     raise AssertionError("nothing here asks the registry")
-
-
-@dataclass
-class Result:
-    """How a run of the program ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass
@@ -102,21 +94,26 @@ class Daemon:
         self.fake._append(build_id, event)
 
 
+_STARTERS: list[Starter] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _starter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with starter(tmp_path_factory.mktemp("starter"), ctl_env()) as started:
+        _STARTERS.append(started)
+        yield
+
+
 async def run_ctl(
     *args: str, stdin: bytes = b"", env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> Result:
-    """Run `hypeman-ctl` through pipes and return how it ended."""
+    """Run `hypeman-ctl` through pipes and return how it ended.
+
+    Where the start itself is the subject, or signals and streams of another kind, `ctl_argv` is
+    what to run.
+    """
     with trio.fail_after(60):
-        done = await trio.run_process(
-            ctl_argv(*args),
-            stdin=stdin,
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env=ctl_env(env),
-            cwd=cwd,
-        )
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return await _STARTERS[-1].run(args, stdin=stdin, env=ctl_env(env), cwd=cwd)
 
 
 def ctl_argv(*args: str) -> Sequence[str]:
