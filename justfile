@@ -6,6 +6,8 @@ build := justfile_directory() / "build"
 export IMAGES_DIR := env("IMAGES_DIR", build / "images")
 export SEED_IMAGES_DIR := env("SEED_IMAGES_DIR", build / "bases")
 export PATH := env("PATH") + ":" + build / "tools" / "bin"
+# Whatever the surroundings say: hundreds of processes would compile the same modules again.
+export PYTHONDONTWRITEBYTECODE := ""
 
 # List the recipes
 [private]
@@ -62,7 +64,7 @@ test *ARGS: setup
     @echo "== tests: lint, types, unit, actors, contract, API, end to end" >&2
     @pytest -n 2 {{ ARGS }}
 
-# The benchmarks, all or those named (registry, followers, …): a table, and JSON in build/bench
+# The benchmarks, all or those named (registry, followers, …): a table, and JSON in build/bench; --quick tries them
 bench *NAMES: setup
     @python -m benchmarks {{ NAMES }}
 
@@ -74,10 +76,11 @@ install: setup
 uninstall:
     @systemd/install.sh remove
 
-# Kill daemons on fake machines: --kills N --seed S; then let the host refuse things
+# Kill daemons on fake machines: --kills N --seed S; then let the host refuse things, and be short of them
 chaos *ARGS:
     @python -m tests.chaos.sweep {{ ARGS }}
     @python -m tests.chaos.refusals
+    @python -m tests.chaos.shortage
 
 # Many builds in one daemon: --builds N on fake machines, --real N on real ones; says what has grown
 soak *ARGS:

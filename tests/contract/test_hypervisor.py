@@ -53,53 +53,67 @@ async def commanding(machine: Machine, line: str) -> AsyncIterator[trio.abc.Stre
         yield stream
 
 
-async def test_a_machine_says_who_it_is_and_leaves_nothing(harness: Harness) -> None:
+async def test_a_machine_keeps_what_is_promised_of_it_while_it_runs(harness: Harness) -> None:
+    """One machine for everything that does not end it: a boot takes its time."""
     spec = new_spec()
     async with running(harness.hypervisor, spec) as machine:
         assert machine.id == spec.id
         assert await machine.is_answering()
-        async with await wait_connect(machine, COMMAND_PORT) as stream:
-            assert await receive_frame(stream) == spec.id.encode()
+        await a_connection_before_the_guest_is_up_is_refused_and_does_no_harm(machine)
+        await it_says_who_it_is(machine)
+        await a_port_that_nobody_listens_on_is_unreachable_again_and_again(machine)
+        await callers_that_give_up_do_no_harm(machine)
+        await bytes_arrive_whole_in_either_direction(machine)
+        await the_guest_reaches_a_port_that_the_host_listens_on(machine)
+        await a_listener_ends_with_its_block(machine)
+        await what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close(machine)
+        await another_machine_is_separate(harness, machine)
+        connection = await wait_connect(machine, ECHO_PORT)
+    # A connection ends with its machine.
+    with contextlib.suppress(trio.BrokenResourceError):  # as good as an end
+        assert await connection.receive_some(1) == b""
+    await trio.aclose_forcefully(connection)
     assert harness.leftovers() == []
 
 
-async def test_a_connection_before_the_guest_is_up_is_refused_and_does_no_harm(
-    harness: Harness,
+async def a_connection_before_the_guest_is_up_is_refused_and_does_no_harm(
+    machine: Machine,
 ) -> None:
     refused = 0
-    async with running(harness.hypervisor, new_spec()) as machine:
-        while True:
-            try:
-                stream = await machine.connect(ECHO_PORT)
-            except GuestUnreachable:
-                refused += 1
-                await trio.sleep(0.001)  # a thousand tries a second, all through the boot
-            else:
-                break
-        async with stream:
-            await stream.send_all(b"at last")
-            assert await receive_exactly(stream, 7) == b"at last"
+    while True:
+        try:
+            stream = await machine.connect(ECHO_PORT)
+        except GuestUnreachable:
+            refused += 1
+            await trio.sleep(0.001)  # a thousand tries a second, all through the boot
+        else:
+            break
+    async with stream:
+        await stream.send_all(b"at last")
+        assert await receive_exactly(stream, 7) == b"at last"
     assert refused > 0
 
 
-async def test_a_port_that_nobody_listens_on_is_unreachable_again_and_again(
-    harness: Harness,
-) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine:
-        first = await wait_connect(machine, COMMAND_PORT)
-        for _ in range(100):
-            with pytest.raises(GuestUnreachable):
-                await machine.connect(UNUSED_PORT)
-        second = await machine.connect(COMMAND_PORT)
-        for stream in (first, second):
-            await receive_frame(stream)
-            await stream.aclose()
+async def it_says_who_it_is(machine: Machine) -> None:
+    async with await wait_connect(machine, COMMAND_PORT) as stream:
+        assert await receive_frame(stream) == machine.id.encode()
 
 
-async def test_callers_that_give_up_do_no_harm(harness: Harness) -> None:
+async def a_port_that_nobody_listens_on_is_unreachable_again_and_again(machine: Machine) -> None:
+    first = await wait_connect(machine, COMMAND_PORT)
+    for _ in range(100):
+        with pytest.raises(GuestUnreachable):
+            await machine.connect(UNUSED_PORT)
+    second = await machine.connect(COMMAND_PORT)
+    for stream in (first, second):
+        await receive_frame(stream)
+        await stream.aclose()
+
+
+async def callers_that_give_up_do_no_harm(machine: Machine) -> None:
     """At every point of a connection, and many at a time."""
 
-    async def connect_and_close(machine: Machine) -> None:
+    async def connect_and_close() -> None:
         async with await machine.connect(ECHO_PORT) as stream:
             await stream.send_all(b"x")
 
@@ -108,66 +122,52 @@ async def test_callers_that_give_up_do_no_harm(harness: Harness) -> None:
             await stream.send_all(b"still here")
             assert await receive_exactly(stream, 10) == b"still here", f"cancelled at {n}"
 
-    async with running(harness.hypervisor, new_spec()) as machine:
-        await (await wait_connect(machine, ECHO_PORT)).aclose()
-        swept = await cancel_at_every_checkpoint(partial(connect_and_close, machine), check)
-        assert swept >= 2
-        for _ in range(20):
-            async with trio.open_nursery() as nursery:
-                for _ in range(20):
-                    nursery.start_soon(connect_and_close, machine)
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
-                nursery.cancel_scope.cancel(reason="all give up")
-            await check(0)
+    assert await cancel_at_every_checkpoint(connect_and_close, check) >= 2
+    for _ in range(20):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(connect_and_close)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel(reason="all give up")
+        await check(0)
 
 
-async def test_bytes_arrive_whole_in_either_direction(harness: Harness) -> None:
+async def bytes_arrive_whole_in_either_direction(machine: Machine) -> None:
     """One direction after the other, as `Machine.connect` asks for."""
     sent = os.urandom(BULK_BYTES)
-    async with running(harness.hypervisor, new_spec()) as machine:
-        async with commanding(machine, f"take {BULK_BYTES}") as stream:
-            await stream.send_all(sent)
-            assert await receive_exactly(stream, 32) == hashlib.sha256(sent).digest()
-        async with commanding(machine, f"give {BULK_BYTES}") as stream:
-            received = await receive_exactly(stream, BULK_BYTES)
-            assert received == bytes(range(256)) * (BULK_BYTES // 256)
+    async with commanding(machine, f"take {BULK_BYTES}") as stream:
+        await stream.send_all(sent)
+        assert await receive_exactly(stream, 32) == hashlib.sha256(sent).digest()
+    async with commanding(machine, f"give {BULK_BYTES}") as stream:
+        received = await receive_exactly(stream, BULK_BYTES)
+        assert received == bytes(range(256)) * (BULK_BYTES // 256)
 
 
-async def test_the_guest_reaches_a_port_that_the_host_listens_on(harness: Harness) -> None:
-    spec = new_spec()
-    async with (
-        running(harness.hypervisor, spec) as machine,
-        machine.listen(5003) as listener,
-        commanding(machine, "connect 5003") as answer,
-    ):
+async def the_guest_reaches_a_port_that_the_host_listens_on(machine: Machine) -> None:
+    async with machine.listen(5003) as listener, commanding(machine, "connect 5003") as answer:
         async with await listener.accept() as stream:
-            assert await receive_exactly(stream, len(spec.id) + 5) == b"from " + spec.id.encode()
+            said = await receive_exactly(stream, len(machine.id) + 5)
+            assert said == b"from " + machine.id.encode()
             await stream.send_all(b"welcome")
             assert await receive_exactly(answer, 7) == b"welcome"
         # The guest waits for the end of its connection, then ends ours.
         assert await answer.receive_some(1) == b""
-    assert harness.leftovers() == []
 
 
-async def test_a_listener_ends_with_its_block(harness: Harness) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine:
-        async with machine.listen(5003) as listener:
-            pass
-        with pytest.raises(trio.ClosedResourceError):
-            await listener.accept()
-        async with machine.listen(5003):
-            pass  # the port is free again
+async def a_listener_ends_with_its_block(machine: Machine) -> None:
+    async with machine.listen(5003) as listener:
+        pass
+    with pytest.raises(trio.ClosedResourceError):
+        await listener.accept()
+    async with machine.listen(5003):
+        pass  # the port is free again
 
 
-async def test_what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close(
-    harness: Harness,
+async def what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close(
+    machine: Machine,
 ) -> None:
-    async with (
-        running(harness.hypervisor, new_spec()) as machine,
-        machine.listen(5003) as listener,
-        commanding(machine, "connect 5003") as answer,
-    ):
+    async with machine.listen(5003) as listener, commanding(machine, "connect 5003") as answer:
         stream = await listener.accept()
         await receive_exactly(stream, 1)
         await stream.send_all(b"ok")
@@ -176,19 +176,24 @@ async def test_what_the_guest_sent_unread_does_not_keep_it_from_noticing_a_close
         assert await answer.receive_some(1) == b""
 
 
-async def test_two_machines_are_separate(harness: Harness) -> None:
-    hypervisor, one, two = harness.hypervisor, new_spec(), new_spec()
-    async with running(hypervisor, one) as first, running(hypervisor, two) as second:
-        for machine in (first, second):
-            async with await wait_connect(machine, COMMAND_PORT) as stream:
-                assert await receive_frame(stream) == machine.id.encode()
-        async with first.listen(5003) as mine, second.listen(5003) as other:
-            async with commanding(second, "connect 5003"), await other.accept() as stream:
-                assert await receive_exactly(stream, 5 + len(two.id)) == b"from " + two.id.encode()
+async def another_machine_is_separate(harness: Harness, first: Machine) -> None:
+    """It ends while its guest is busy, and the first does not notice."""
+    spec, before = new_spec(), sorted(harness.leftovers())
+    async with running(harness.hypervisor, spec) as second:
+        async with await wait_connect(second, COMMAND_PORT) as stream:
+            assert await receive_frame(stream) == spec.id.encode()
+        async with (
+            first.listen(5003) as mine,
+            second.listen(5003) as other,
+            commanding(second, "connect 5003"),
+            await other.accept() as stream,
+        ):
+            assert await receive_exactly(stream, 5 + len(spec.id)) == b"from " + spec.id.encode()
             with trio.move_on_after(0.1) as scope:
                 await mine.accept()
             assert scope.cancelled_caught
-    assert harness.leftovers() == []
+    assert sorted(harness.leftovers()) == before
+    await it_says_who_it_is(first)
 
 
 async def test_a_guest_that_powers_off_ends_its_machine(harness: Harness) -> None:
@@ -231,14 +236,6 @@ async def test_a_killed_vmm_is_noticed_and_explained(harness: Harness) -> None:
     assert harness.leftovers() == []
 
 
-async def test_a_connection_ends_with_its_machine(harness: Harness) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine:
-        stream = await wait_connect(machine, ECHO_PORT)
-    with contextlib.suppress(trio.BrokenResourceError):  # as good as an end
-        assert await stream.receive_some(1) == b""
-    await trio.aclose_forcefully(stream)
-
-
 async def test_cancel_anywhere_before_the_machine_is_up_leaves_nothing(harness: Harness) -> None:
     async def operation() -> None:
         async with trio.open_nursery() as nursery:
@@ -250,17 +247,6 @@ async def test_cancel_anywhere_before_the_machine_is_up_leaves_nothing(harness: 
         assert harness.leftovers() == [], f"cancelled at {n}"
 
     assert await cancel_at_every_checkpoint(operation, check) > 0
-
-
-async def test_cancel_while_the_guest_is_busy_leaves_nothing(harness: Harness) -> None:
-    async with (
-        running(harness.hypervisor, new_spec()) as machine,
-        machine.listen(5003) as listener,
-        commanding(machine, "connect 5003"),
-        await listener.accept() as stream,
-    ):
-        await receive_exactly(stream, 5)
-    assert harness.leftovers() == []
 
 
 async def test_a_machine_can_be_made_again_under_the_same_id(harness: Harness) -> None:
@@ -341,34 +327,35 @@ def unread_by_peer(sock: socket.socket) -> int:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("harness", ["qemu"], indirect=True)
-@pytest.mark.parametrize("stuck", ["vmm", "device", "both"])
-async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness, stuck: str) -> None:
+async def test_a_stopped_process_does_not_hold_up_the_end(harness: RealHarness) -> None:
+    async with trio.open_nursery() as nursery:  # the end takes as long as its grace
+        for stuck in ({"vmm"}, {"device"}, {"vmm", "device"}):
+            nursery.start_soon(stop_and_end, harness, stuck)
+    assert harness.leftovers() == []
+
+
+async def stop_and_end(harness: RealHarness, stuck: set[str]) -> None:
+    """Run a machine, some of whose processes are stopped when it is to end."""
     async with running(harness.hypervisor, new_spec()) as machine:
         assert isinstance(machine, QemuMachine)
         stream = await wait_connect(machine, ECHO_PORT)
-        if stuck in ("vmm", "both"):
+        if "vmm" in stuck:
             os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
             assert not await machine.is_answering()
-        if stuck in ("device", "both"):
+        if stuck == {"vmm"}:
+            await a_guest_that_hangs_is_left_alone(machine)
+        if "device" in stuck:
             os.kill(inside(machine.processes.device.pid), signal.SIGSTOP)
     await trio.aclose_forcefully(stream)
-    assert harness.leftovers() == []
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("harness", ["qemu"], indirect=True)
-async def test_a_guest_that_hangs_is_left_alone_and_ended(harness: RealHarness) -> None:
-    async with running(harness.hypervisor, new_spec()) as machine:
-        assert isinstance(machine, QemuMachine)
-        await (await wait_connect(machine, ECHO_PORT)).aclose()
-        os.kill(inside(machine.processes.vmm.pid), signal.SIGSTOP)
-        for _ in range(MAX_UNANSWERED):
-            with trio.move_on_after(0.01) as scope:
-                await machine.connect(ECHO_PORT)
-            assert scope.cancelled_caught
-        with pytest.raises(GuestUnreachable, match="connections unanswered"):
+async def a_guest_that_hangs_is_left_alone(machine: Machine) -> None:
+    for _ in range(MAX_UNANSWERED):
+        with trio.move_on_after(0.01) as scope:
             await machine.connect(ECHO_PORT)
-    assert harness.leftovers() == []
+        assert scope.cancelled_caught
+    with pytest.raises(GuestUnreachable, match="connections unanswered"):
+        await machine.connect(ECHO_PORT)
 
 
 @pytest.mark.e2e

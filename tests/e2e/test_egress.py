@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from agent import wire
 from tests.e2e.bases import debian_mirror
 from tests.e2e.daemon import EGRESS_ADDRESS, EGRESS_PORT, Daemon
 from tests.e2e.image import pull
@@ -29,12 +28,15 @@ ADD http://{HERE}/repository.git#main /cloned
 ADD https://{BY_TLS}/hello /added-by-tls
 ADD https://{BY_TLS}/repository.git#main /cloned-by-tls
 COPY --from=pulled /bin/busybox /pulled
-RUN {DOWNLOAD} http://{HERE}/hello /fetched
-RUN {DOWNLOAD} http://example.net/hello /denied || echo went on
+RUN {DOWNLOAD} http://{HERE}/hello /fetched && \
+    ({DOWNLOAD} http://example.net/hello /denied || echo went o''n) && \
+    . /etc/os-release && echo $VERSION_CODENAME > /codename && dpkg --version > /dpkg
 """
-# The lists go, because packing them into a layer takes longer than all the rest.
+# One suite is enough, and has megabytes of lists. They go again, because packing them into a layer
+# takes longer than all the rest.
 INSTALL = (
-    "RUN apt-get update && apt-get install -y hello && hello > /said"
+    "RUN sed -i '/ bookworm main/!d' $(find /etc/apt -name '*.list')"
+    " && apt-get update && apt-get install -y hello && hello > /said"
     " && rm -rf /var/lib/apt/lists /var/cache/apt\n"
 )
 
@@ -74,6 +76,8 @@ def test_build_reaches_what_is_allowed_and_nothing_else_and_is_told_of_both(
     assert image.read("pulled").startswith(b"\x7fELF")
     assert image.read("said") == b"Hello, world!\n"
     assert "denied" not in image.files
+    assert image.read("codename") == b"bookworm\n"
+    assert b"dpkg" in image.read("dpkg")
 
     # The image, the file, and what git asks for: each in a tunnel that was judged by its name.
     tunnels = decisions(daemon, build["id"], TLS_NAME)
@@ -107,8 +111,8 @@ def test_packages_of_a_mirror_that_is_not_allowed_are_not_installed(daemon: Daem
 
 def test_what_buildkit_fetches_itself_obeys_the_same_policy(daemon: Daemon) -> None:
     fetches = {
-        "files.example.net": "FROM busybox\nADD https://files.example.net/x /x\n",
-        "git.example.net": "FROM busybox\nADD https://git.example.net/x.git#main /x\n",
+        "files.example.net": "FROM scratch\nADD https://files.example.net/x /x\n",
+        "git.example.net": "FROM scratch\nADD https://git.example.net/x.git#main /x\n",
         "images.example.net": "FROM images.example.net/x:1\nRUN true\n",
     }
     builds = {
@@ -119,15 +123,3 @@ def test_what_buildkit_fetches_itself_obeys_the_same_policy(daemon: Daemon) -> N
         assert daemon.wait(build_id)["status"] == "failed"
         assert {each["allowed"] for each in decisions(daemon, build_id, host)} == {False}
         assert f"[egress] denied {host}:443: it is not in allowed_domains" in daemon.log(build_id)
-
-
-@pytest.mark.usefixtures("servers")
-def test_isolated_build_has_no_way_out_at_all(daemon: Daemon) -> None:
-    ask = f"printf 'GET http://{HERE}/hello HTTP/1.0\\r\\n\\r\\n' | nc -w 20 10.102.0.1"
-    step = f"RUN {ask} 8083; {ask} {wire.EGRESS_PORT} || echo no-''proxy\n"
-    build = daemon.build_image({"Dockerfile": f"FROM busybox\n{step}"}, network_mode="isolated")
-    log = daemon.log(build["id"])
-    assert "HTTP/1.1 4" in log, "the registry refuses it, so nc works"
-    assert "no-proxy" in log
-    assert "hello from" not in log
-    assert "[egress]" not in log

@@ -21,7 +21,7 @@ from tests.e2e.daemon import FINAL, Daemon
 from tests.machines import image_running
 from tests.processes import find_processes
 
-QUICK = "FROM busybox\nRUN echo quick > /quick\n"
+QUICK = "FROM scratch\nCOPY Dockerfile /\n"
 GUEST = Path(__file__).with_name("faultyguest.py")
 READY = "it may happen now"
 SILENCE_SECONDS = 6
@@ -145,7 +145,8 @@ def _suffer(daemon: Daemon, fault: Fault) -> End:
 def test_daemon_killed_among_real_machines_loses_no_build_and_leaves_nothing(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    daemon = Daemon(tmp_path_factory.mktemp("hk"), {"POOL_SIZE": "0"})
+    root = tmp_path_factory.mktemp("hk")
+    daemon = Daemon(root, {"SEED_IMAGES_DIR": str(root / "none")})
     daemon.start()
     try:
         builds = [daemon.submit({"Dockerfile": QUICK})["id"] for _ in range(2)]

@@ -11,17 +11,18 @@ from tests.e2e.daemon import Daemon
 from tests.e2e.image import pull
 
 TOKEN = "s3cr3t-value-of-acme"
-USES_SECRET = r"""
-FROM busybox
+CACHED = "FROM busybox\nRUN echo slow > /slow && date +%s%N > /when\n"
+USES_SECRET = rf"""
+{CACHED}
 RUN --mount=type=secret,id=npm_token wc -c < /run/secrets/npm_token > /length
 RUN --mount=type=secret,id=npm_token,env=NPM_TOKEN echo "token: $NPM_TOKEN"; \
-    printf '%.5s' "$NPM_TOKEN"; sleep 1; printf '%s\n' "${NPM_TOKEN#?????}"
+    printf '%.5s' "$NPM_TOKEN"; sleep 1; printf '%s\n' "${{NPM_TOKEN#?????}}"
 RUN ls /run/secrets 2>/dev/null | wc -l > /without
 """
-CACHED = "FROM busybox\nRUN echo slow > /slow && date +%s%N > /when\n"
+SCOPE = "webapp"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def secrets_dir(daemon: Daemon) -> Path:
     path = Path(daemon.environment["BUILD_SECRETS_DIR"])
     (path / "acme").mkdir(parents=True, exist_ok=True)
@@ -29,13 +30,17 @@ def secrets_dir(daemon: Daemon) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("secrets_dir")
+@pytest.fixture(scope="module")
+def first(daemon: Daemon, secrets_dir: Path) -> dict[str, Any]:
+    """A build with a secret; its cache is kept."""
+    secret = {"id": "npm_token", "env_var": "NPM_TOKEN"}
+    return daemon.build_image({"Dockerfile": USES_SECRET}, secrets=[secret], cache_scope=SCOPE)
+
+
 def test_secret_is_mounted_where_asked_and_appears_nowhere_else(
-    daemon: Daemon, tmp_path: Path
+    daemon: Daemon, first: dict[str, Any], tmp_path: Path
 ) -> None:
-    build = daemon.build_image(
-        {"Dockerfile": USES_SECRET}, secrets=[{"id": "npm_token", "env_var": "NPM_TOKEN"}]
-    )
+    build = first
     log = daemon.log(build["id"])
     assert "token: ***" in log
     image = pull(daemon, build["image_ref"], tmp_path)
@@ -61,11 +66,13 @@ def test_missing_secret_fails_before_anything_boots(daemon: Daemon) -> None:
     assert other["error_code"] == "secret_not_found"
 
 
-def test_second_build_of_a_scope_is_cached_and_another_tenant_never_is(daemon: Daemon) -> None:
-    daemon.build_image({"Dockerfile": CACHED}, cache_scope="webapp")
-    again = daemon.build_image({"Dockerfile": CACHED}, cache_scope="webapp")
+def test_second_build_of_a_scope_is_cached_and_another_tenant_never_is(
+    daemon: Daemon, first: dict[str, Any]
+) -> None:
+    assert _slow_step(daemon, first["id"])["cached"] is False
+    other = daemon.submit({"Dockerfile": CACHED}, cache_scope=SCOPE, tenant="globex")
+    again = daemon.build_image({"Dockerfile": CACHED}, cache_scope=SCOPE)
     assert _slow_step(daemon, again["id"])["cached"] is True
-    other = daemon.submit({"Dockerfile": CACHED}, cache_scope="webapp", tenant="globex")
     daemon.wait(other["id"])
     assert _slow_step(daemon, other["id"])["cached"] is False
 

@@ -19,7 +19,7 @@ from images.paths import IMAGES
 
 README = (IMAGES / "README.md").read_text()
 RECIPE: dict[str, Any] = tomllib.loads((IMAGES / "builder" / "recipe.toml").read_text())
-BOOTS = int(os.environ.get("HYPEMAN_TEST_BOOTS", "5"))
+BOOTS = int(os.environ.get("HYPEMAN_TEST_BOOTS", "2"))
 HELLO_GOAL_SECONDS = 3.5
 
 pytestmark = pytest.mark.skipif(

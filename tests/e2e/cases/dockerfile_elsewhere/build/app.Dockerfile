@@ -1,3 +1,0 @@
-FROM busybox
-COPY hello /hello
-ONBUILD RUN echo never > /never
