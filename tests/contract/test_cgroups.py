@@ -38,14 +38,13 @@ def packed() -> bytes:
 
 @pytest.mark.e2e
 async def test_a_kernel_with_all_controllers_holds_machines_to_their_limits(
-    machines_root: Path, monkeypatch: pytest.MonkeyPatch
+    machines_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", path_with_tools())
-    program = machines_root / "cgroupguest.pyz"
+    program = tmp_path / "cgroupguest.pyz"
     program.write_bytes(packed())
-    directory = machines_root / "cgroups"
-    directory.mkdir()
-    harness = await RealHarness.start(directory, image_running(program, machines_root))
+    # Its own initramfs, but the directory of all: other machines are not there while it runs.
+    harness = await RealHarness.start(machines_root, image_running(program, tmp_path))
     spec = MachineSpec(new_spec().id, cpus=2, memory_mb=768)
     async with (
         running(harness.hypervisor, spec) as machine,
