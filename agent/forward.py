@@ -8,14 +8,14 @@ supervisor still sends is delivered, and when it has been quiet for a while both
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack, closing
 from functools import partial
 
 import trio
 
+from agent.passage import Passage
 from agent.vsock import Connect
 
-CHUNK_BYTES = 256 << 10
-"""Large, because each chunk costs a turn of the interpreter, and layers are big."""
 MAX_CONNECTIONS = 128
 """At once, per port. BuildKit uses a handful; a step that opens more waits."""
 LINGER_SECONDS = 10.0
@@ -75,34 +75,36 @@ async def _serve(
         limit.release_on_behalf_of(token)
 
 
-async def relay(local: trio.abc.HalfCloseableStream, remote: trio.abc.Stream) -> None:
+async def relay(local: trio.SocketStream, remote: trio.SocketStream) -> None:
     """Carry bytes both ways until either side ends; both are closed then. Errors just end it."""
-    async with local, remote, trio.open_nursery() as nursery:
-        quiet = trio.CancelScope()
-        has_ended = trio.Event()
-        nursery.start_soon(_upward, local, remote, quiet, has_ended)
-        with quiet:
-            await _downward(remote, local, quiet, has_ended)
-        nursery.cancel_scope.cancel(reason="the supervisor's side has ended")
+    async with local, remote:
+        with ExitStack() as pipes:
+            try:
+                up = pipes.enter_context(closing(Passage(local, remote)))
+                down = pipes.enter_context(closing(Passage(remote, local)))
+            except OSError:
+                return  # no descriptors left: the local side sees a closed connection
+            async with trio.open_nursery() as nursery:
+                quiet = trio.CancelScope()
+                has_ended = trio.Event()
+                nursery.start_soon(_upward, up, quiet, has_ended)
+                with quiet:
+                    await _downward(down, local, quiet, has_ended)
+                nursery.cancel_scope.cancel(reason="the supervisor's side has ended")
 
 
-async def _upward(
-    local: trio.abc.ReceiveStream,
-    remote: trio.abc.SendStream,
-    quiet: trio.CancelScope,
-    has_ended: trio.Event,
-) -> None:
+async def _upward(up: Passage, quiet: trio.CancelScope, has_ended: trio.Event) -> None:
     is_deaf = False
     try:
-        while data := await local.receive_some(CHUNK_BYTES):
-            if is_deaf:
-                continue
-            try:
-                await remote.send_all(data)
-            except _BROKEN:
-                # Keep reading: closing with unread bytes would reset the connection, and what the
-                # supervisor has answered be lost with it.
-                is_deaf = True
+        while await up.take():
+            if not is_deaf:
+                try:
+                    await up.give()
+                except _BROKEN:
+                    # Keep reading: closing with unread bytes would reset the connection, and what
+                    # the supervisor has answered be lost with it.
+                    is_deaf = True
+            up.drop()
     except _BROKEN:
         quiet.cancel(reason="the local side has broken")
         return
@@ -111,14 +113,11 @@ async def _upward(
 
 
 async def _downward(
-    remote: trio.abc.ReceiveStream,
-    local: trio.abc.HalfCloseableStream,
-    quiet: trio.CancelScope,
-    has_ended: trio.Event,
+    down: Passage, local: trio.SocketStream, quiet: trio.CancelScope, has_ended: trio.Event
 ) -> None:
     try:
-        while data := await remote.receive_some(CHUNK_BYTES):
-            await local.send_all(data)
+        while await down.take():
+            await down.give()
             if has_ended.is_set():
                 quiet.deadline = trio.current_time() + LINGER_SECONDS
         # An answer may come before all of the request was read (an error, say).

@@ -12,11 +12,11 @@ import trio
 
 HOST_CID = 2
 
-Connect = Callable[[int], Awaitable[trio.abc.Stream]]
+Connect = Callable[[int], Awaitable[trio.SocketStream]]
 """Connects to a port of the supervisor. Raises OSError."""
 
 
-async def connect(port: int) -> trio.abc.Stream:
+async def connect(port: int) -> trio.SocketStream:
     """Return a stream to `port` of the supervisor. Raises OSError; the caller closes it."""
     sock = trio.socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:

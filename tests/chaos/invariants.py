@@ -198,7 +198,9 @@ def _check_events(host: Host, rows: dict[str, dict[str, Any]], told: Told, broke
             heard = [json.loads(data) for _, data in told.followed[build_id]]
             broken.check(
                 heard == events,
-                f"{build_id}: a follower heard {len(heard)} events, there are {len(events)}",
+                f"{build_id}: a follower heard {len(heard)} events, there are {len(events)};"
+                f" not heard: {[event for event in events if event not in heard][:3]},"
+                f" not there: {[event for event in heard if event not in events][:3]}",
             )
 
 

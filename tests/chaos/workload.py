@@ -62,6 +62,7 @@ class Workload:
         self._rng = rng
         self._submitting: set[str] = set()
         """Whose submission is under way: it may become a build though the workload pauses."""
+        self._following = 0
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -69,7 +70,9 @@ class Workload:
                 nursery.start_soon(self._be_a_tenant, tenant)
 
     async def wait_all_ended(self) -> None:
-        while self._submitting or self.told.unfinished:  # noqa: ASYNC110 - another process ends them
+        while (  # noqa: ASYNC110 - another process ends them
+            self._submitting or self.told.unfinished or self._following
+        ):
             await trio.sleep(PAUSE_SECONDS)
 
     async def _be_a_tenant(self, tenant: str) -> None:
@@ -179,7 +182,9 @@ class Workload:
             await trio.sleep(PAUSE_SECONDS)
             mine = [each for each in self.told.unfinished if self.told.accepted[each] == tenant]
             if mine:
+                self._following += 1
                 await self._follow(client, self._rng.choice(sorted(mine)))
+                self._following -= 1
 
     async def _follow(self, client: httpx2.AsyncClient, build_id: str) -> None:
         heard = self.told.followed.setdefault(build_id, [])

@@ -54,7 +54,8 @@ FAULTS = {
     "VMM killed": Fault("vmm_exited", "killed by SIGKILL", program="qemu"),
     "vsock device killed": Fault("vsock_device_exited", "vsock device", program="vhost-device"),
     "link cut within a message": Fault("link_lost", "in the middle of a message", "cut"),
-    "guest panicked": Fault("guest_stopped", "panicked", "panic"),
+    # Its kernel may not have sent the last of what the agent has said.
+    "guest panicked": Fault("guest_stopped", "panicked", "panic", last_frame="sent host_ready"),
     "boot failed": Fault("boot_failed", "panicked", cpus=1, last_frame=""),
 }
 

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from agent import forward as forward_module
+from agent import passage
 from agent.forward import forward, relay
 from agent.vsock import Connect
 from tests.kit import cancel_at_every_checkpoint
 
 
-class NeverHalfClosed(trio.abc.Stream):
-    """A vsock stream: it can only be closed whole."""
+def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    ours, theirs = trio.socket.socketpair()
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
 
-    def __init__(self, inner: trio.abc.Stream) -> None:
-        self._inner = inner
-        self.is_closed = False
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._inner.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._inner.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return bytes(await self._inner.receive_some(max_bytes))
-
-    async def aclose(self) -> None:
-        self.is_closed = True
-        await self._inner.aclose()
+def is_closed(stream: trio.SocketStream) -> bool:
+    return stream.socket.fileno() == -1
 
 
 class Ends:
-    """A relay between two pairs of streams: `client` and `server` are its outer ends."""
+    """A relay between two pairs of sockets: `client` and `server` are its outer ends."""
 
     def __init__(self) -> None:
-        self.client, self.local = trio.testing.memory_stream_pair()
-        remote, self.server = trio.testing.memory_stream_pair()
-        self.remote = NeverHalfClosed(remote)
+        self.client, self.local = stream_pair()
+        self.remote, self.server = stream_pair()
 
     async def run(self) -> None:
         await relay(self.local, self.remote)
+
+    async def close(self) -> None:
+        for stream in (self.client, self.local, self.remote, self.server):
+            await trio.aclose_forcefully(stream)
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    made = Ends()
+    yield made
+    await made.close()
 
 
 async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
@@ -55,8 +58,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     return data
 
 
-async def test_bytes_pass_both_ways() -> None:
-    ends = Ends()
+async def test_bytes_pass_both_ways(ends: Ends) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends.run)
         await ends.client.send_all(b"question")
@@ -65,18 +67,22 @@ async def test_bytes_pass_both_ways() -> None:
         assert await ends.client.receive_some() == b"answer"
         await ends.client.aclose()
         await ends.server.aclose()
-    assert ends.remote.is_closed
+    assert is_closed(ends.remote)
 
 
 async def test_after_the_clients_half_close_the_answer_still_arrives(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, ends: Ends
 ) -> None:
-    ends = Ends()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends.run)
         await ends.client.send_all(b"question")
         await ends.client.send_eof()
         assert await ends.server.receive_some() == b"question"
+        with trio.move_on_after(
+            forward_module.LINGER_SECONDS * 0.05
+        ) as waiting:  # a vsock stream can only be closed whole
+            await ends.server.receive_some()
+        assert waiting.cancelled_caught
         for _ in range(3):  # longer than the limit in all, but never quiet for so long
             await trio.sleep(forward_module.LINGER_SECONDS * 0.9)
             await ends.server.send_all(b"part")
@@ -85,21 +91,19 @@ async def test_after_the_clients_half_close_the_answer_still_arrives(
 
 
 async def test_a_server_that_never_ends_is_left_after_a_while(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, ends: Ends
 ) -> None:
-    ends = Ends()
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends.run)
         await ends.client.send_eof()
     assert trio.current_time() - start == pytest.approx(forward_module.LINGER_SECONDS)
-    assert ends.remote.is_closed
+    assert is_closed(ends.remote)
 
 
 async def test_an_early_answer_is_not_lost_with_the_rest_of_the_question(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, ends: Ends
 ) -> None:
-    ends = Ends()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends.run)
         await ends.client.send_all(b"begin")
@@ -109,20 +113,20 @@ async def test_an_early_answer_is_not_lost_with_the_rest_of_the_question(
         assert await read_all(ends.client) == b"413"
         await ends.client.send_all(b"rest that nobody reads" * 10_000)
         await ends.client.aclose()
-    assert ends.remote.is_closed
+    assert is_closed(ends.remote)
 
 
 async def test_a_client_that_breaks_ends_it_at_once(
-    autojump_clock: trio.testing.MockClock,
+    autojump_clock: trio.testing.MockClock, ends: Ends
 ) -> None:
-    ends = Ends()
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends.run)
+        await ends.server.send_all(b"what it closes upon, unread, resets the connection")
         await trio.testing.wait_all_tasks_blocked()
-        await ends.local.receive_stream.aclose()  # as a reset would
+        await ends.client.aclose()
     assert trio.current_time() == start
-    assert ends.remote.is_closed
+    assert is_closed(ends.remote)
 
 
 async def test_cancelling_a_relay_closes_both_sides() -> None:
@@ -141,11 +145,62 @@ async def test_cancelling_a_relay_closes_both_sides() -> None:
     async def check(n: int) -> None:
         ends = made[-1]
         # A relay that was cancelled before it began never had them.
-        if ends.remote.is_closed:
-            with pytest.raises(trio.ClosedResourceError):
-                await ends.local.send_all(b"x")
+        assert is_closed(ends.local) == is_closed(ends.remote)
+        await ends.close()
+        assert open_pipes() == pipes
 
+    pipes = open_pipes()
     assert await cancel_at_every_checkpoint(operation, check) > 3
+
+
+@pytest.mark.parametrize("pipe_bytes", [passage.PIPE_BYTES, 4096])
+async def test_large_contents_pass_both_ways_at_once_unchanged(
+    monkeypatch: pytest.MonkeyPatch, pipe_bytes: int, ends: Ends
+) -> None:
+    monkeypatch.setattr(passage, "PIPE_BYTES", pipe_bytes)
+    up, down = os.urandom(3 << 20), os.urandom(3 << 20)
+
+    async def send(stream: trio.SocketStream, content: bytes) -> None:
+        await stream.send_all(content)
+        await stream.send_eof()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.run)
+            nursery.start_soon(ends.server.send_all, down)
+            nursery.start_soon(send, ends.client, up)
+            assert await read_exactly(ends.server, len(up)) == up
+            assert await read_exactly(ends.client, len(down)) == down
+            await ends.server.aclose()
+    assert await read_all(ends.client) == b""
+
+
+async def test_without_descriptors_for_its_pipes_a_connection_is_closed(
+    monkeypatch: pytest.MonkeyPatch, ends: Ends
+) -> None:
+    def refuse(flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pipe2", refuse)
+    await ends.run()
+    assert await read_all(ends.client) == b""
+    assert is_closed(ends.remote)
+
+
+async def read_exactly(stream: trio.SocketStream, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        data += await stream.receive_some(count - len(data))
+    return data
+
+
+def open_pipes() -> int:
+    """Return how many ends of pipes this process has open."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one of this listing
+            found += str(link.readlink()).startswith("pipe:")
+    return found
 
 
 def counting_server(answer: Callable[[int], bytes]) -> tuple[Connect, trio.Event]:
@@ -153,12 +208,12 @@ def counting_server(answer: Callable[[int], bytes]) -> tuple[Connect, trio.Event
     numbers = itertools.count()
     connected = trio.Event()
 
-    async def connect(port: int) -> trio.abc.Stream:
-        ours, theirs = trio.testing.memory_stream_pair()
+    async def connect(port: int) -> trio.SocketStream:
+        ours, theirs = stream_pair()
         await theirs.send_all(answer(next(numbers)) + b" from %d" % port)
-        await theirs.send_eof()
+        await theirs.aclose()
         connected.set()
-        return NeverHalfClosed(ours)
+        return ours
 
     return connect, connected
 
@@ -176,7 +231,7 @@ async def test_each_connection_gets_one_of_its_own(nursery: trio.Nursery) -> Non
 async def test_a_supervisor_that_does_not_answer_looks_like_a_server_that_is_down(
     nursery: trio.Nursery,
 ) -> None:
-    async def connect(port: int) -> trio.abc.Stream:
+    async def connect(port: int) -> trio.SocketStream:
         raise ConnectionResetError("nobody listens")
 
     listener = await nursery.start(forward, "127.0.0.1", 0, connect, 8083)
@@ -190,14 +245,14 @@ async def test_connections_at_once_are_limited(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forward_module, "MAX_CONNECTIONS", 2)
-    servers: list[trio.abc.Stream] = []
+    servers: list[trio.SocketStream] = []
     news = trio.Event()
 
-    async def connect(port: int) -> trio.abc.Stream:
-        ours, theirs = trio.testing.memory_stream_pair()
+    async def connect(port: int) -> trio.SocketStream:
+        ours, theirs = stream_pair()
         servers.append(theirs)
         news.set()
-        return NeverHalfClosed(ours)
+        return ours
 
     listener = await nursery.start(forward, "127.0.0.1", 0, connect, 8083)
     clients = [await trio.open_tcp_stream(*listener.socket.getsockname()) for _ in range(3)]
@@ -211,6 +266,6 @@ async def test_connections_at_once_are_limited(
     while len(servers) < 3:
         await news.wait()
         news = trio.Event()
-    for client in clients:
-        await client.aclose()
+    for stream in (*clients, *servers):
+        await stream.aclose()
     nursery.cancel_scope.cancel(reason="enough")
