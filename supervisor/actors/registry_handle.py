@@ -188,9 +188,14 @@ class RegistryHandle:
         if now - blob.used_at >= min(self._policy.unused_seconds / 8, _USE_SECONDS):
             await self._change(repository, units.touch_blob, repository, blob.digest, now)
 
-    async def find_stamp(self, digest: Digest) -> FileStamp | None:
+    async def find_stamp(self, repository: RepositoryName, digest: Digest) -> FileStamp | None:
         """Return the stamp of a blob's file when it was last verified, as the database has it."""
-        return await self._database.run(units.find_stamp, digest)
+        found = await self._database.run(units.find_stamp, digest)
+        known: BlobInfo | None = self._cache.get(repository, ("blob", digest))
+        if known is not None and known.stamp != found:
+            # Noted for another repository: or each pull from this one would come to the database.
+            self._cache.drop(repository)
+        return found
 
     async def note_stamp(
         self, repository: RepositoryName, digest: Digest, stamp: FileStamp
@@ -236,6 +241,12 @@ class RegistryHandle:
     async def find_tagged(self, repository: RepositoryName, tag: Tag) -> ManifestInfo | None:
         """Return the manifest that a tag points at."""
         return await self._look(repository, ("tag", tag), units.find_tagged, repository, tag)
+
+    async def check_references(
+        self, repository: RepositoryName, manifest: NewManifest
+    ) -> PutRefused | None:
+        """Say which content that a manifest needs the repository does not hold as described."""
+        return await self._database.run(units.check_references, repository, manifest.references)
 
     async def put_manifest(
         self, repository: RepositoryName, manifest: NewManifest, tags: Collection[Tag]

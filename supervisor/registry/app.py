@@ -151,32 +151,9 @@ class Registry:
     async def _serve(self, request: Request) -> None:
         try:
             await self._handle(request)
-        except ClientGone:
-            return
-        except RegistryError as exc:
-            await _answer_error(request, exc)
-        except ActorGone:
-            await _answer_error(request, _unavailable("the registry is restarting; try again"))
-        except ResourceExhausted as exc:
-            log.error("registry.exhausted", path=request.path, error=str(exc))
-            await _answer_error(request, _full())
-        except DatabaseBusy as exc:
-            log.bind(why=exc.message).error("registry.database_busy", path=request.path)
-            why = "another program holds the database of the host; try again later"
-            await _answer_error(request, _unavailable(why, after_seconds=10))
         except Exception as exc:
-            if is_out_of_capacity(exc):
-                log.error("registry.exhausted", path=request.path, error=str(exc))
-                why = "the host has too much to do at the moment; try again later"
-                await _answer_error(request, _unavailable(why))
-                return
-            if isinstance(exc, ExceptionGroup) and exc.split(ClientGone)[1] is None:
-                return  # it left while a nursery was sending
-            incident = secrets.token_hex(8)
-            log.opt(exception=exc).error(
-                "registry.request_failed", incident=incident, path=request.path
-            )
-            await _answer_error(request, _internal(incident))
+            if (answer := _answer_to(exc, request.path)) is not None:
+                await _answer_error(request, answer)
 
     async def _handle(self, request: Request) -> None:
         if request.path == TOKEN_PATH:
@@ -283,6 +260,35 @@ def _method_not_allowed(routes: Mapping[str, _Route]) -> RegistryError:
         "this route does not answer this method",
         headers=[header("allow", ", ".join(routes))],
     )
+
+
+def _answer_to(error: Exception, path: str) -> RegistryError | None:
+    """Return what to answer; None to a client that has gone. Logs what a person must look at."""
+    match error:
+        case ClientGone():
+            return None
+        case RegistryError():
+            return error
+        case ActorGone():
+            return _unavailable("the registry is restarting; try again")
+        case ResourceExhausted():
+            log.error("registry.exhausted", path=path, error=str(error))
+            return _full()
+        case DatabaseBusy(message=message):
+            log.bind(why=message).error("registry.database_busy", path=path)
+            why = "another program holds the database of the host; try again later"
+            return _unavailable(why, after_seconds=10)
+        case _ if is_out_of_capacity(error):
+            log.error("registry.exhausted", path=path, error=str(error))
+            return _unavailable("the host has too much to do at the moment; try again later")
+        case ExceptionGroup(exceptions=(Exception() as only,)):  # of the nursery that was sending
+            return _answer_to(only, path)
+        case ExceptionGroup() if error.split(ClientGone)[1] is None:
+            return None
+        case _:
+            incident = secrets.token_hex(8)
+            log.opt(exception=error).error("registry.request_failed", incident=incident, path=path)
+            return _internal(incident)
 
 
 async def _answer_error(request: Request, error: RegistryError) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from supervisor.model.registry import FileStamp
 from supervisor.registry.stamps import stamp_of
+from supervisor.runtime.logs import log
 
 MOST_FILES = 16
 MOST_BYTES = 4 << 30
@@ -32,7 +33,10 @@ def set_aside_sync(path: Path, stamp: FileStamp, target: Path) -> bool:
         path.rename(target)
     except FileNotFoundError:
         return False
-    _remove_oldest_sync(target.parent)
+    try:
+        _remove_oldest_sync(target.parent)
+    except OSError as exc:  # the file is moved all the same
+        log.warning("registry.corrupt_not_removed", directory=str(target.parent), why=exc.strerror)
     return True
 
 

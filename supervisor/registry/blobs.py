@@ -35,7 +35,7 @@ from supervisor.model.oci import (
 from supervisor.model.registry import FileStamp
 from supervisor.registry.aside import set_aside_sync
 from supervisor.registry.room import require_room_sync
-from supervisor.registry.stamps import stamp_of
+from supervisor.registry.stamps import is_young, stamp_of
 from supervisor.runtime.files import fsync_directory_sync, write_atomically_sync
 from supervisor.runtime.logs import log
 from supervisor.runtime.threads import Threads, run_in_thread
@@ -184,8 +184,12 @@ class BlobStore:
         """Move the damaged file with that stamp to where nobody is served it, and tell of it.
 
         Nothing happens to a file that has taken its place, or while somebody pushes the digest:
-        that mends it.
+        that mends it. One that was changed a moment ago stays: somebody may be copying it there.
         """
+        if is_young(stamp):
+            why = f"{why}; it was changed a moment ago, and may still be written"
+            log.error("registry.blob_unreadable", digest=digest, why=why)
+            return
         with self.collecting(digest) as is_mine:
             if not is_mine:
                 return

@@ -37,7 +37,7 @@ class Facts(Protocol):
         """Note that a client asked whether a blob is there, and may count on it from now."""
         ...
 
-    async def find_stamp(self, digest: Digest) -> FileStamp | None:
+    async def find_stamp(self, repository: RepositoryName, digest: Digest) -> FileStamp | None:
         """Return the stamp of a blob's file when it was last verified; never an old one."""
         ...
 
@@ -77,6 +77,12 @@ class Facts(Protocol):
 
     async def find_tagged(self, repository: RepositoryName, tag: Tag) -> ManifestInfo | None:
         """Return the manifest that a tag points at."""
+        ...
+
+    async def check_references(
+        self, repository: RepositoryName, manifest: NewManifest
+    ) -> PutRefused | None:
+        """Say which content that a manifest needs the repository does not hold as described."""
         ...
 
     async def put_manifest(

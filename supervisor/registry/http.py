@@ -125,6 +125,11 @@ class Request:
             self._body_ended = not message.get("more_body", False)
         return chunks
 
+    @property
+    def has_ended(self) -> bool:
+        """Say whether no more of the body comes, so that `unless_gone` takes nothing of it."""
+        return self._body_ended
+
     async def read_all(self, limit_bytes: int) -> bytes:
         """Return the whole body. Raises RegistryError (413) when it is over the limit."""
         too_large = RegistryError(

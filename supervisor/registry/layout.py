@@ -80,7 +80,7 @@ class LayoutImporter:
         media_type: str | None,
         depth: int,
     ) -> None:
-        if await self._facts.find_manifest(repository, digest) is not None:
+        if await self._is_held(repository, digest):
             return
         if depth > _MAX_DEPTH:
             raise LayoutError(f"{layout}: indexes are nested more than {_MAX_DEPTH} deep")
@@ -91,6 +91,29 @@ class LayoutImporter:
             else:
                 await self._import_blob(layout, repository, reference)
         await self._put(repository, manifest, content)
+
+    async def _is_held(self, repository: RepositoryName, digest: Digest) -> bool:
+        """Say whether the repository has a manifest and, at every level, the files that it needs.
+
+        Its rows do not say that: what is damaged has been moved aside.
+        """
+        found = await self._facts.find_manifest(repository, digest)
+        if found is None:
+            return False
+        try:
+            content = await self._store.read_whole(digest)
+            manifest = parse_manifest(content, found.media_type, digest)
+        except (OSError, ManifestError):
+            return False
+        needed = [item.digest for item in manifest.references]
+        if await self._store.missing(needed):
+            return False
+        if is_index(manifest.media_type):
+            for item in needed:
+                is_child = await self._facts.find_manifest(repository, item) is not None
+                if is_child and not await self._is_held(repository, item):
+                    return False
+        return True
 
     async def _put(
         self, target: TagReference | RepositoryName, manifest: NewManifest, content: bytes
@@ -107,7 +130,8 @@ class LayoutImporter:
     async def _import_blob(
         self, layout: Path, repository: RepositoryName, reference: Reference
     ) -> None:
-        if await self._facts.find_blob(repository, reference.digest) is not None:
+        is_linked = await self._facts.find_blob(repository, reference.digest) is not None
+        if is_linked and not await self._store.missing([reference.digest]):
             return
         upload = self._uploads.create(repository)
         try:

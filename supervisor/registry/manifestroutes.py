@@ -7,8 +7,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from http import HTTPStatus
 
-from supervisor.model.oci import Digest, Tag, algorithm_of, parse_digest, parse_tag
-from supervisor.model.registry import ManifestInfo, PutRefused, Removal
+from supervisor.model.oci import (
+    Digest,
+    RepositoryName,
+    Tag,
+    algorithm_of,
+    parse_digest,
+    parse_tag,
+)
+from supervisor.model.registry import ManifestInfo, NewManifest, PutRefused, Removal
 from supervisor.registry.blobs import BlobStore
 from supervisor.registry.call import Call, require_digest
 from supervisor.registry.errors import (
@@ -59,10 +66,7 @@ class ManifestRoutes:
             manifest = parse_manifest(content, request.header(b"content-type"), digest)
         except ManifestError as exc:
             raise manifest_invalid(str(exc)) from exc
-        # A row does not say that the file is there: a damaged one has been moved aside.
-        missing = await self._store.missing([item.digest for item in manifest.references])
-        if missing:
-            raise _refusal(PutRefused(unknown=tuple(missing)))
+        await self._require_references(call.repository, manifest)
         async with self._store.keeping(digest):
             await self._store.put(digest, content)
             refused = await self._facts.put_manifest(call.repository, manifest, tags)
@@ -93,6 +97,17 @@ class ManifestRoutes:
             case Removal.IN_USE:
                 raise unsupported("an index of this repository needs the manifest; delete it first")
         await call.request.answer(HTTPStatus.ACCEPTED)
+
+    async def _require_references(self, repository: RepositoryName, manifest: NewManifest) -> None:
+        """Raise RegistryError unless the repository has what the manifest needs, with its files."""
+        refused = await self._facts.check_references(repository, manifest) or PutRefused()
+        # A row does not say that the file is there: a damaged one has been moved aside. Nobody
+        # learns whether there is a file that the repository does not link: it may be another's.
+        foreign = frozenset(refused.unknown)
+        held = [item.digest for item in manifest.references if item.digest not in foreign]
+        unknown = (*refused.unknown, *await self._store.missing(held))
+        if unknown or refused.wrong_size:
+            raise _refusal(PutRefused(unknown, refused.wrong_size))
 
     async def _read(self, call: Call) -> tuple[ManifestInfo, bytes]:
         manifest = await self._find(call)

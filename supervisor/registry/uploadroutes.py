@@ -155,7 +155,8 @@ class UploadRoutes:
             blob = await self._facts.find_blob(repository, digest)
             if blob is None:
                 continue
-            if not await self._sound.is_sound(repository, blob):
+            waiting = call.request.unless_gone if call.request.has_ended else None
+            if not await self._sound.is_sound(repository, blob, waiting):
                 return False  # what is damaged is mended by whoever sends it
             if await self._facts.mount_blob(repository, call.repository, digest) is not None:
                 return True

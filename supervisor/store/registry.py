@@ -97,7 +97,12 @@ def link_blob(
     _ensure_repository(connection, repository, now)
     _ensure_blob(connection, blob.digest, blob.size_bytes)
     if blob.stamp is not None:
-        note_stamp(connection, blob.digest, blob.stamp)
+        # The size with it: a row that had another one would have the file taken for damaged.
+        connection.execute(
+            sa.update(blobs)
+            .where(blobs.c.digest == blob.digest)
+            .values(stamp=blob.stamp, size_bytes=blob.size_bytes)
+        )
     _ensure_link(connection, repository, blob.digest, now)
     if upload is not None:
         connection.execute(sa.delete(uploads).where(uploads.c.id == upload))
@@ -183,7 +188,7 @@ def put_manifest(
 
     The manifest's own bytes are durable in the blob store before this is called.
     """
-    refused = _check_references(connection, repository, manifest.references)
+    refused = check_references(connection, repository, manifest.references)
     if refused is not None:
         return refused
     store_manifest(connection, repository, manifest, now)
@@ -371,9 +376,10 @@ def _is_referenced(connection: sa.Connection, repository: RepositoryName, digest
     return connection.scalar(query.limit(1)) is not None
 
 
-def _check_references(
+def check_references(
     connection: sa.Connection, repository: RepositoryName, wanted: Sequence[Reference]
 ) -> PutRefused | None:
+    """Say which of `wanted` the repository does not hold, or not with that size."""
     sizes = _sizes(connection, repository, [item.digest for item in wanted])
     unknown = tuple(item.digest for item in wanted if item.digest not in sizes)
     wrong_size = tuple(

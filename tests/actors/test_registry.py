@@ -225,6 +225,18 @@ async def test_a_layout_is_imported_once(tmp_path: Path) -> None:
         }
 
 
+async def test_what_is_gone_of_a_layout_is_imported_again(tmp_path: Path) -> None:
+    both = index({"amd64": image({"a": b"1"})})
+    (child,) = both.children
+    layout = write_layout(tmp_path / "layout", {"base/app:1": both})
+    for content in (both.manifest, child.manifest, *child.blobs):
+        async with open_registry(tmp_path / "data") as served:  # nothing of it is in memory
+            path = served.actor.store.path(digest_of(content))
+            path.unlink(missing_ok=True)
+            await served.handle.import_layout(layout)
+            assert path.read_bytes() == content
+
+
 async def test_a_tag_follows_a_layout_that_changed(tmp_path: Path) -> None:
     first, second = image({"a": b"1"}), image({"a": b"2"})
     write_layout(tmp_path / "one", {"base/app:1": first})

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import trio
 
+from supervisor.registry import stamps
 from tests.registry.client import Client
 from tests.registry.serve import Served, api_token, open_registry
 
 PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files that tests damage count as damaged at once, not as being written."""
+    monkeypatch.setattr(stamps, "YOUNG_SECONDS", 0.0)
 
 
 @pytest.fixture

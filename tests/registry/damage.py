@@ -35,6 +35,11 @@ def restore(path: Path, content: bytes) -> None:
     copy.replace(path)
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write into a file where it is, as `cp` does."""
+    path.write_bytes(content)
+
+
 def is_there(path: Path) -> bool:
     """Say whether there is a file."""
     return path.exists()

@@ -13,12 +13,14 @@ import sqlalchemy as sa
 import trio
 
 from supervisor.errors import ResourceExhausted
-from supervisor.model.oci import RepositoryName
-from supervisor.registry import hashing, sound
+from supervisor.model.oci import Digest, RepositoryName
+from supervisor.model.registry import FileStamp
+from supervisor.registry import hashing, sound, stamps
+from supervisor.store import registry as units
 from supervisor.store.registry_tables import blobs
 from tests.kit import cancel_at_every_checkpoint
 from tests.registry.client import Client
-from tests.registry.damage import content_of, flip, hearing, is_there, restore
+from tests.registry.damage import content_of, flip, hearing, is_there, restore, write
 from tests.registry.images import digest_of, image
 from tests.registry.mirroring import NAME, Mirrored, open_mirror
 from tests.registry.serve import Served, api_token, database_of, open_registry
@@ -259,20 +261,39 @@ async def test_cancelled_anywhere_it_leaves_nothing_open_and_the_next_one_learns
     assert await cancel_at_every_checkpoint(look, check) > PIECES
 
 
-async def test_a_client_that_leaves_ends_the_reading(
-    client: Client, served: Served, path: Path, readings: Readings
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", HERE), ("POST", f"/v2/{OTHER}/blobs/uploads/?mount={DIGEST}&from={APP}")],
+)
+@pytest.mark.parametrize(("most_left", "pieces_left"), [(1, PIECES - 1), (0, PIECES)])
+async def test_a_client_that_leaves_ends_the_reading_and_the_next_one_goes_on(
+    client: Client,
+    served: Served,
+    path: Path,
+    readings: Readings,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    target: str,
+    most_left: int,
+    pieces_left: int,
 ) -> None:
+    monkeypatch.setattr(sound, "_MOST_LEFT", most_left)
     restore(path, CONTENT)
     leave = trio.Event()
 
     def let_leave() -> None:
-        trio.from_thread.run_sync(leave.set)
-        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)  # until it has left
+        if readings.pieces == 2:
+            trio.from_thread.run_sync(leave.set)
+            trio.from_thread.run(trio.testing.wait_all_tasks_blocked)  # until it has left
 
     readings.on_piece = let_leave
-    await client("GET", HERE, vanish_after=0, vanish_when=leave)
-    assert 0 < readings.pieces < PIECES
+    await client(method, target, vanish_after=0, vanish_when=leave)
+    assert readings.pieces == 2
     assert not served.actor.sound._readings
+    readings.pieces, readings.on_piece = 0, lambda: None
+    assert (await client("GET", HERE)).body == CONTENT
+    assert readings.pieces == pieces_left
+    assert not served.actor.sound._left
 
 
 async def test_a_file_that_is_being_replaced_by_a_push_is_left_to_it(
@@ -284,20 +305,16 @@ async def test_a_file_that_is_being_replaced_by_a_push_is_left_to_it(
         assert content_of(path) == damaged
 
 
-@pytest.mark.parametrize(("damage", "status"), [(flip, 404), (None, 200)])
-async def test_a_file_that_takes_the_place_of_one_that_is_read_stays(
-    client: Client,
-    path: Path,
-    readings: Readings,
-    damage: Callable[[Path], object] | None,
-    status: int,
+@pytest.mark.parametrize("damage", [flip, None])
+async def test_a_file_that_takes_the_place_of_one_that_is_read_stays_and_is_served(
+    client: Client, path: Path, readings: Readings, damage: Callable[[Path], object] | None
 ) -> None:
     restore(path, CONTENT)
     if damage is not None:
         damage(path)
     readings.on_piece = lambda: restore(path, CONTENT)
     with hearing() as heard:
-        assert await client.status_of(HERE) == status  # of what was opened
+        assert (await client("GET", HERE)).body == CONTENT
     readings.on_piece = lambda: None
     assert (await client("GET", HERE)).body == CONTENT
     assert heard == []
@@ -329,6 +346,91 @@ async def test_a_file_that_is_written_to_meanwhile_is_not_believed(
     assert [item["extra"]["why"] for item in heard] == ["somebody writes to it"]
     readings.on_piece = lambda: None
     assert (await client("GET", HERE)).body == CONTENT
+
+
+async def test_a_link_or_another_owner_meanwhile_changes_no_bytes(
+    client: Client, path: Path, readings: Readings
+) -> None:
+    def change() -> None:
+        before = path.stat().st_ctime_ns
+        while path.stat().st_ctime_ns == before:  # the clock of a file system is coarse
+            path.chmod(0o600)
+
+    restore(path, CONTENT)
+    readings.on_piece = change
+    with hearing() as heard:
+        assert (await client("GET", HERE)).body == CONTENT
+    assert heard == []
+
+
+async def test_a_file_that_is_being_copied_there_is_left_to_grow(
+    client: Client, served: Served, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stamps, "YOUNG_SECONDS", 3600.0)
+    write(path, CONTENT[: len(CONTENT) // 2])
+    with hearing() as heard:
+        assert await client.status_of(HERE) == 404
+    (told,) = heard
+    assert told["message"] == "registry.blob_unreadable"
+    assert told["extra"]["why"].endswith("may still be written")
+    write(path, CONTENT)
+    assert (await client("GET", HERE)).body == CONTENT
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_file_that_may_not_be_opened_is_not_there_until_it_is_pushed(
+    client: Client,
+    served: Served,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    async def refuse(_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    restore(path, CONTENT)
+    with monkeypatch.context() as patch, hearing() as heard:
+        patch.setattr(served.actor.store, "open", refuse)
+        assert await client.status_of(HERE, method) == 404
+    assert [item["message"] for item in heard] == ["registry.blob_unreadable"]
+    await client.push_blob(APP, CONTENT)
+    assert (await client("GET", HERE)).body == CONTENT
+
+
+async def test_a_row_with_another_size_is_mended_by_a_push(
+    client: Client, served: Served, path: Path
+) -> None:
+    def damage(connection: sa.Connection) -> None:
+        connection.execute(sa.update(blobs).values(size_bytes=1, stamp=None))
+
+    await database_of(served).run(damage)
+    assert await client.status_of(HERE) == 404
+    await client.push_blob(APP, CONTENT)
+    got = await client("GET", HERE)
+    assert (got.body, got.headers["content-length"]) == (CONTENT, str(len(CONTENT)))
+
+
+async def test_a_stamp_noted_for_another_repository_is_asked_for_once(
+    client: Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = units.find_stamp
+
+    def count(connection: sa.Connection, digest: Digest) -> FileStamp | None:
+        asked.append(digest)
+        return original(connection, digest)
+
+    monkeypatch.setattr(units, "find_stamp", count)
+    await client.push_blob(OTHER, CONTENT)
+    there = f"/v2/{OTHER}/blobs/{DIGEST}"
+    for target in (HERE, there):
+        assert await client.status_of(target) == 200
+    asked.clear()
+    restore(path, CONTENT)
+    for target in (there, HERE, HERE, HERE):
+        assert await client.status_of(target) == 200
+    assert len(asked) == 2
 
 
 async def test_a_database_that_refuses_the_stamp_holds_up_no_pull(

@@ -19,7 +19,7 @@ from supervisor.tokens import (
     mint_registry_token,
 )
 from tests.registry.client import Client, basic
-from tests.registry.images import digest_of, image
+from tests.registry.images import CONFIG, LAYER, descriptor, digest_of, image
 from tests.registry.serve import (
     KEYS,
     Served,
@@ -278,6 +278,20 @@ async def test_a_blob_is_not_mounted_out_of_a_foreign_repository(served: Served)
         answer = await client("POST", f"/v2/mallory/app/blobs/uploads/{query}")
         assert answer.status == 202
     assert await client.status_of(f"/v2/mallory/app/blobs/{secret}") == 404
+
+
+@pytest.mark.parametrize("config", [APP.blobs[0], b"what nobody has"])
+async def test_a_refused_manifest_does_not_tell_what_others_have_stored(
+    served: Served, config: bytes
+) -> None:
+    client = Client(served.app, api_token(Tenant("mallory")))
+    lists = image(
+        config=descriptor(CONFIG, config), layers=[descriptor(LAYER, b"nor anybody has this")]
+    )
+    answer = await client.push_manifest("mallory/app", lists, "1")
+    assert (answer.status, answer.code) == (400, "MANIFEST_BLOB_UNKNOWN")
+    wanted = [digest_of(config), digest_of(b"nor anybody has this")]
+    assert answer.json["errors"][0]["detail"] == wanted
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def from_the_host() -> HostError:
         (DatabaseBusy("held by another program"), "10", "registry.database_busy"),
         (OSError(errno.ENFILE, os.strerror(errno.ENFILE)), "1", "registry.exhausted"),
         (from_the_host(), "1", "registry.exhausted"),
+        (ExceptionGroup("of a nursery", [from_the_host()]), "1", "registry.exhausted"),
     ],
 )
 async def test_what_the_host_refuses_for_a_while_can_be_asked_for_again(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from supervisor.registry import aside
 from supervisor.registry.aside import set_aside_sync
 from supervisor.registry.stamps import stamp_of
+from tests.registry.damage import hearing
 
 
 def move(directory: Path, name: str, content: bytes = b"damaged") -> None:
@@ -46,6 +49,19 @@ def test_they_take_so_many_bytes_and_the_latest_what_it_needs(
     assert names(tmp_path) == ["1", "2"]
     move(tmp_path, "3", bytes(100))
     assert names(tmp_path) == ["3"]
+
+
+def test_a_file_is_moved_also_if_the_oldest_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(aside, "_remove_oldest_sync", refuse)
+    with hearing("WARNING") as heard:
+        move(tmp_path, "1")
+    assert names(tmp_path) == ["1"]
+    assert [item["message"] for item in heard] == ["registry.corrupt_not_removed"]
 
 
 def test_another_file_and_none_stay_as_they_are(tmp_path: Path) -> None:
