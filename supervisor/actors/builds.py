@@ -15,6 +15,7 @@ from supervisor.errors import Conflict, HostError, InvalidRequest, NotFound, Rec
 from supervisor.model.build import Build, BuildRequest, Source, Step
 from supervisor.model.events import START, EventBatch, EventId
 from supervisor.model.ids import BuildId, IdSource, Tenant, parse_build_id
+from supervisor.runtime.logs import log
 from supervisor.runtime.threads import run_in_thread
 from supervisor.store import builds
 from supervisor.store.builds import BuildFilter
@@ -209,14 +210,22 @@ class BuildService:
 
 
 async def sweep_uploads(ledger: Ledger, builds_dir: Path) -> int:
-    """Remove what submissions left that a crash cut short; return how many there were."""
+    """Remove what submissions left that a crash cut short; return how many are gone.
+
+    One that cannot be removed is logged, and stays for the next start.
+    """
     disk = ledger.threads.disk
     names = await run_in_thread(disk, _names_sync, builds_dir)
     unknown = await ledger.database.run(builds.unstored, names)
     leftovers = await run_in_thread(disk, _directories_sync, builds_dir, unknown)
+    removed = 0
     for build_id in leftovers:
-        await ledger.discard(build_id)
-    return len(leftovers)
+        try:
+            await ledger.discard(build_id)
+            removed += 1
+        except HostError as exc:
+            log.error("build.files_not_removed", build_id=build_id, why=exc.message)
+    return removed
 
 
 def _names_sync(path: Path) -> set[str]:

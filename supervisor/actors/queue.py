@@ -40,6 +40,10 @@ RETRY_AFTER_SECONDS = 30
 """What a caller is told when the queue is full: about the length of a small build."""
 HOST_RETRY_SECONDS = 5.0
 """After which the queue tries again what the disk or the database refused."""
+LOG_PATIENCE_SECONDS = 60.0
+"""For which a build whose log cannot be opened waits for the host; then it has lost the attempt. A
+host that has run out of something may recover meanwhile; a log that is damaged never does.
+"""
 
 
 class RunningBuild(Protocol):
@@ -185,8 +189,9 @@ class QueueActor:
         self._limits = limits
         # Whose each waiting build is; a whole request may be megabytes, and a thousand may wait.
         self._waiting: dict[BuildId, Tenant] = {}
-        self._returning: set[BuildId] = set()
-        """Builds whose actor has ended, and that may have to wait again."""
+        self._returning: dict[BuildId, float] = {}
+        """Builds whose actor has ended, and that may have to wait again; when their logs are given
+        up that cannot be opened."""
         self._last_start: dict[Tenant, int] = {}
         self._starts = 0
 
@@ -230,7 +235,7 @@ class QueueActor:
         except HostError as exc:
             log.error("queue.cannot_move_on", why=exc.message, retry_seconds=HOST_RETRY_SECONDS)
             return HOST_RETRY_SECONDS
-        return math.inf
+        return HOST_RETRY_SECONDS if self._returning else math.inf
 
     async def _handle_message(self, message: Message) -> None:
         match message:
@@ -239,7 +244,7 @@ class QueueActor:
             case Cancel(build_id, reply):
                 await _answer(reply, self._cancel(build_id))
             case Done(build_id):
-                self._returning.add(build_id)
+                self._returning[build_id] = trio.current_time() + LOG_PATIENCE_SECONDS
             case Drain(reply):
                 reply.set(None)
 
@@ -272,18 +277,26 @@ class QueueActor:
         await self._ledger.apply(build, CancelRequested())
 
     async def _take_back(self) -> None:
-        """Let the builds wait again whose actors have ended without a verdict."""
-        for build_id in list(self._returning):
+        """Let the builds wait again whose actors have ended without a verdict.
+
+        One whose log cannot be opened holds up no other, and is not tried again for ever.
+        """
+        for build_id, give_up_at in list(self._returning.items()):
             try:
                 build = await self._ledger.load(build_id)
             except NotFound:
                 pass  # purged since
             else:
                 # Its end may be stored and, on a disk that stalled, not announced.
-                async with self._ledger.logs.open(build_id) as events:
-                    await self._ledger.repair(build, events)
+                try:
+                    async with self._ledger.logs.open(build_id) as events:
+                        await self._ledger.repair(build, events)
+                except HostError as exc:
+                    log.error("build.announcement_failed", build_id=build_id, why=exc.message)
+                    if trio.current_time() < give_up_at:
+                        continue
                 await self._take_up(build)
-            self._returning.discard(build_id)
+            del self._returning[build_id]
 
     async def _start_what_fits(self) -> None:
         """Start what the plan says, one after the other, and show the order of the rest."""

@@ -55,7 +55,6 @@ async def run_daemon(settings: Settings) -> None:
         passed = take_sockets()
         keys = _require_keys(settings, passed)
         prepare_directories(settings)
-        refuse_lost_database(settings.data_dir)
         async with (
             hold_lock(settings.data_dir, "DATA_DIR"),
             hold_lock(settings.runtime_dir, "RUNTIME_DIR"),
@@ -90,7 +89,10 @@ class _Daemon:
         notify("STATUS=Starting: recovering what an earlier run has left.")
         async with (
             open_tracing(settings.otel_exporter_otlp_endpoint) as self._trace,
-            open_database(settings.data_dir / "hypeman.db") as database,
+            open_database(
+                settings.data_dir / "hypeman.db",
+                before_new=partial(refuse_lost_database, settings.data_dir),
+            ) as database,
         ):
             image = find_builder_image(settings.effective_images_dir, settings.builder_image)
             hypervisor = await start_hypervisor(

@@ -89,16 +89,19 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
+async def open_database(
+    path: Path, before_new: Callable[[], None] = lambda: None
+) -> AsyncIterator[Database]:
     """Open the database at `path`, made or migrated as needed, for the length of the block.
 
     Raises HostError if it cannot be opened, or is of a newer program; DatabaseBusy if another
-    program holds it.
+    program holds it; and what `before_new` raises, which is called in a thread before a schema is
+    made where there is none.
     """
     engine = _open_engine(path)
     try:
         try:
-            await trio.to_thread.run_sync(migrate_sync, engine)
+            await trio.to_thread.run_sync(migrate_sync, engine, before_new)
         except DBAPIError as exc:
             if _is_locked(exc):
                 raise DatabaseBusy(f"the database {path} cannot be opened: {_BUSY}") from exc

@@ -7,6 +7,7 @@ to migrate: at nearly every start there is nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -18,10 +19,16 @@ class UnknownRevision(Exception):
     """The schema is of a newer program. The text names its revision."""
 
 
-def migrate_sync(engine: sa.Engine) -> None:
-    """Bring the schema to the newest revision. Raises UnknownRevision, and DBAPIError."""
+def migrate_sync(engine: sa.Engine, before_new: Callable[[], None]) -> None:
+    """Bring the schema to the newest revision; call `before_new` if there is none at all yet.
+
+    Raises UnknownRevision, DBAPIError and what `before_new` raises, and then changes nothing.
+    """
     with engine.begin() as connection:
-        if current_revision_sync(connection) != newest_revision_sync():
+        current = current_revision_sync(connection)
+        if current is None:
+            before_new()
+        if current != newest_revision_sync():
             _upgrade_sync(connection)
 
 

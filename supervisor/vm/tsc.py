@@ -18,6 +18,8 @@ import trio
 
 MEASURE_SECONDS = 0.2
 """A reading is good to about a microsecond, so this is good to some ten parts in a million."""
+_SUSPENDED_NS = 10_000_000
+"""No host is suspended for less, and two readings of clocks are rarely further apart."""
 _READINGS = 20
 
 # lfence; rdtsc; shl rdx, 32; or rax, rdx; ret
@@ -30,20 +32,28 @@ class TscMeasurement:
     def __init__(self) -> None:
         page = _make_page()
         self._counter = None if page is None else _Counter(page)
+        self._suspended_ns = _suspended_ns()
         self._began = (0, 0) if self._counter is None else _read_both(self._counter.read)
 
     async def wait_khz(self) -> int | None:
         """Return the counter's rate; None where there is none, or no code may be made at run time.
 
-        Waits until MEASURE_SECONDS have passed; if more have, it is the more exact.
+        Waits until MEASURE_SECONDS have passed; if more have, it is the more exact. It begins anew
+        if the host was suspended meanwhile: then the clock stood still, and the counter may not
+        have.
         """
         if self._counter is None:
             return None
-        began, first = self._began
-        spent_seconds = (time.monotonic_ns() - began) / 1e9
-        await trio.sleep(max(0.0, MEASURE_SECONDS - spent_seconds))
-        ended, last = _read_both(self._counter.read)
-        return round((last - first) * 1_000_000 / (ended - began))
+        while True:
+            began, first = self._began
+            spent_seconds = (time.monotonic_ns() - began) / 1e9
+            await trio.sleep(max(0.0, MEASURE_SECONDS - spent_seconds))
+            ended, last = _read_both(self._counter.read)
+            suspended_ns = _suspended_ns()
+            if abs(suspended_ns - self._suspended_ns) < _SUSPENDED_NS:
+                return round((last - first) * 1_000_000 / (ended - began))
+            self._suspended_ns = suspended_ns
+            self._began = _read_both(self._counter.read)
 
 
 class _Counter:
@@ -64,6 +74,11 @@ def _make_page() -> mmap.mmap | None:
         return None
     page.write(_RDTSC)
     return page
+
+
+def _suspended_ns() -> int:
+    """Return for how long the host has been suspended since it booted."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
 
 
 def _read_both(read: Callable[[], int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from supervisor.actors import ledger
 from supervisor.actors.builds import sweep_uploads
 from supervisor.actors.ledger import Ledger
 from supervisor.errors import Conflict, HostError, InvalidRequest, NotFound
 from supervisor.model.build import Build, BuildRequest, Status
 from supervisor.model.events import START, EventId
 from supervisor.model.ids import BuildId, Tenant
+from supervisor.runtime.files import remove_tree_sync
 from supervisor.store import builds
 from supervisor.store.builds import BuildFilter
 from tests.actors.world import Event, World, contents, open_world, statuses
@@ -285,6 +288,24 @@ async def test_what_a_crash_left_of_submissions_is_swept_and_nothing_else(
         left = {path.name for path in directory.iterdir()}
         assert left == {ours, "lost+found", ".cache", "note.txt"}
         assert await sweep_uploads(world.ledger, directory) == 0
+
+
+async def test_a_leftover_that_cannot_be_removed_holds_up_neither_the_others_nor_the_start(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    stuck = data_dir / "builds" / build_id(7)
+
+    def refuse(path: Path) -> None:
+        if path == stuck:
+            raise OSError(errno.EIO, "Input/output error")
+        remove_tree_sync(path)
+
+    monkeypatch.setattr(ledger, "remove_tree_sync", refuse)
+    async with open_world(data_dir) as world:
+        for number in (7, 8):
+            (data_dir / "builds" / build_id(number)).mkdir()
+        assert await sweep_uploads(world.ledger, data_dir / "builds") == 1
+        assert list((data_dir / "builds").iterdir()) == [stuck]
 
 
 # -- asking ------------------------------------------------------------------------------------

@@ -680,6 +680,26 @@ async def test_what_cannot_be_started_now_is_started_later(
         assert set(errors) == {"queue.cannot_move_on"}
 
 
+async def test_a_build_whose_log_can_never_be_opened_holds_up_no_other_and_is_given_up(
+    data_dir: Path, errors: list[str], autojump_clock: MockClock
+) -> None:
+    await left_behind(data_dir, a_build(1))
+    (data_dir / "builds" / build_id(1) / "logs").write_text("no directory")
+    async with open_world(data_dir, max_concurrent_source_builds=1) as world:
+        other = await world.submit("other")
+        with trio.fail_after(queue_module.LOG_PATIENCE_SECONDS / 2):
+            assert (await world.wait_end(other)).status is Status.READY
+        assert not (await world.builds.get(build_id(1))).status.is_final
+        await trio.sleep(2 * MAX_LOST_ATTEMPTS * queue_module.LOG_PATIENCE_SECONDS)
+        build = await world.builds.get(build_id(1))
+        assert (build.status, build.error_reason) == (Status.FAILED, ErrorReason.ATTEMPTS_LOST)
+        assert build.attempt == MAX_LOST_ATTEMPTS
+        assert set(errors) == {"build.not_begun", "build.announcement_failed"}
+        told = len(errors)
+        await trio.sleep(10 * queue_module.HOST_RETRY_SECONDS)
+        assert len(errors) == told, "it is not tried for ever"
+
+
 # -- stopping ----------------------------------------------------------------------------------
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.daemon import START_SECONDS, Daemon
+from tests.e2e.daemon import BASES_DIR, START_SECONDS, Daemon
 from tests.processes import find_processes
 
-HELLO = "FROM scratch\nCOPY Dockerfile /\n"
+HELLO = "FROM busybox\nRUN nproc > /nproc; echo said\n"
 
 
 def test_builds_use_warm_machines_each_its_own_and_a_stop_leaves_nothing(
@@ -20,7 +20,9 @@ def test_builds_use_warm_machines_each_its_own_and_a_stop_leaves_nothing(
 ) -> None:
     """One that dies while it waits is replaced, and the next is lent and takes its orders."""
     root = tmp_path_factory.mktemp("hm")
-    daemon = Daemon(root, {"POOL_SIZE": "1", "SEED_IMAGES_DIR": str(root / "none")})
+    (root / "seeds").mkdir()
+    (root / "seeds/busybox").symlink_to(BASES_DIR / "busybox")
+    daemon = Daemon(root, {"POOL_SIZE": "1", "SEED_IMAGES_DIR": str(root / "seeds")})
     daemon.start()
     try:
         machines = []

@@ -19,6 +19,16 @@ async def test_the_rate_is_the_same_each_time_it_is_measured() -> None:
     assert abs(first - second) <= first / 1000
 
 
+async def test_a_window_in_which_the_host_was_suspended_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asleep_ns = iter([0, 3_600 * 10**9, 3_600 * 10**9])
+    readings = iter([(0, 0), (10**9, 9 * 10**12), (2 * 10**9, 10**13), (3 * 10**9, 10**13 + 10**9)])
+    monkeypatch.setattr(tsc, "_suspended_ns", lambda: next(asleep_ns))
+    monkeypatch.setattr(tsc, "_read_both", lambda _: next(readings))
+    assert await tsc.TscMeasurement().wait_khz() == 10**6
+
+
 async def test_a_host_that_forbids_code_made_at_run_time_has_no_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
