@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.registry.serve import Served, api_token, database_of, open_registry
 from tests.registry.upstream import answer
 
 PIECE_BYTES = 1000
-CONTENT = os.urandom(3 * PIECE_BYTES + 5)
+CONTENT = random.Random(7).randbytes(3 * PIECE_BYTES + 5)
 DIGEST = digest_of(CONTENT)
 PIECES = 4
 HERE = f"/v2/acme/app/blobs/{DIGEST}"
