@@ -20,7 +20,7 @@ EATS_DISK = (
     "while fallocate -l 99M /more$((n += 1)); do :; done; cat /dev/zero > /filled\n"
 )
 QUIET = "FROM busybox\nRUN seq 1 1000 | md5sum > /sum\n"
-BUSY_SECONDS = 40
+BUSY_SECONDS = 75
 
 
 @pytest.fixture(scope="module")
