@@ -27,7 +27,12 @@ from supervisor.errors import (
     SupervisorError,
     UserError,
 )
-from supervisor.runtime.capacity import is_out_of_capacity
+from supervisor.runtime.capacity import (
+    DATABASE_HELD,
+    HELD_RETRY_SECONDS,
+    OUT_OF_CAPACITY,
+    is_out_of_capacity,
+)
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone
 
@@ -46,8 +51,6 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "internal_error": 500,
     "builder_not_ready": 503,
 }
-BUSY_RETRY_SECONDS = 10
-"""A caller has waited as long already as we wait for the database ourselves."""
 _CODE_OF_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 """For the errors of the HTTP machinery itself; any other of its 4xx is an invalid request."""
 
@@ -96,13 +99,11 @@ def problem_of(error: Exception) -> Problem:
             return Problem(503, NotReady.code, "the host has no room for this; try again later")
         case HostError() | OSError() if is_out_of_capacity(error):
             log.bind(why=str(error)).error("api.host_exhausted")
-            why = "the host has too much to do at the moment; try again later"
-            return Problem(503, NotReady.code, why)
+            return Problem(503, NotReady.code, OUT_OF_CAPACITY)
         case DatabaseBusy(message=message):
             log.bind(why=message).error("api.database_busy")
-            headers = {"Retry-After": str(BUSY_RETRY_SECONDS)}
-            why = "another program holds the database of the host; try again later"
-            return Problem(503, NotReady.code, why, headers=headers)
+            headers = {"Retry-After": str(HELD_RETRY_SECONDS)}
+            return Problem(503, NotReady.code, DATABASE_HELD, headers=headers)
         case RecordDamaged(message=message):
             incident = _incident()
             log.bind(why=message, incident=incident).error("api.record_damaged")

@@ -53,7 +53,12 @@ from supervisor.registry.sound import SoundBlobs
 from supervisor.registry.tokenroute import TokenRoute
 from supervisor.registry.uploadroutes import UploadRoutes
 from supervisor.registry.uploads import Uploads
-from supervisor.runtime.capacity import is_out_of_capacity
+from supervisor.runtime.capacity import (
+    DATABASE_HELD,
+    HELD_RETRY_SECONDS,
+    OUT_OF_CAPACITY,
+    is_out_of_capacity,
+)
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
 from supervisor.runtime.mailbox import ActorGone
@@ -276,11 +281,10 @@ def _answer_to(error: Exception, path: str) -> RegistryError | None:
             return _full()
         case DatabaseBusy(message=message):
             log.bind(why=message).error("registry.database_busy", path=path)
-            why = "another program holds the database of the host; try again later"
-            return _unavailable(why, after_seconds=10)
+            return _unavailable(DATABASE_HELD, HELD_RETRY_SECONDS)
         case _ if is_out_of_capacity(error):
             log.error("registry.exhausted", path=path, error=str(error))
-            return _unavailable("the host has too much to do at the moment; try again later")
+            return _unavailable(OUT_OF_CAPACITY)
         case ExceptionGroup(exceptions=(Exception() as only,)):  # of the nursery that was sending
             return _answer_to(only, path)
         case ExceptionGroup() if error.split(ClientGone)[1] is None:

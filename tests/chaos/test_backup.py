@@ -6,19 +6,16 @@ import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 
 from supervisor.runtime.clock import wall_clock
 from tests.chaos.guest import END
 from tests.chaos.host import open_host
 from tests.chaos.invariants import Broken, Since, check_images, check_stopped, read_counters
-from tests.chaos.places import place
 from tests.chaos.workload import Told, Workload
 from tests.e2e.daemon import FINAL
 
@@ -26,12 +23,6 @@ BUSY_SECONDS = 1.5
 BETWEEN_SECONDS = 0.5
 """Between the copy of the database and that of the files: builds go on meanwhile, and end."""
 SETTLE_SECONDS = 60.0
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with place() as directory:
-        yield directory
 
 
 async def test_a_backup_taken_under_load_restores_a_working_daemon(root: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from tests.chaos.places import place
 from tests.chaos.refusals import refuse
 from tests.chaos.soak import soak
 from tests.chaos.sweep import sweep
@@ -18,12 +15,6 @@ KILLS = 104
 BUILDS = 1000
 MOST_UNREACHED = 0.1
 """Of the points: some are rare, and a busy host comes to few of them within a life."""
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with place() as directory:
-        yield directory
 
 
 async def test_killed_daemon_loses_no_build_and_leaves_nothing(

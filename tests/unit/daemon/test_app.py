@@ -149,6 +149,16 @@ async def wait_building(root: Path, build_id: str) -> None:
             seen += data
 
 
+async def end_a_build(root: Path) -> Any:
+    """Submit a build, cancel it while it runs, and return what is shown of it then."""
+    build_id = await submit(root)
+    await wait_building(root, build_id)
+    async with client(root) as http:
+        assert (await http.delete(f"/builds/{build_id}")).status_code == 204
+        await http.get(f"/builds/{build_id}/logs")  # to its end
+        return (await http.get(f"/builds/{build_id}")).json()
+
+
 @pytest.mark.usefixtures("hypervisor")
 async def test_it_says_that_it_is_ready_and_that_it_stops(root: Path, manager: Manager) -> None:
     async with trio.open_nursery() as nursery:
@@ -308,11 +318,7 @@ async def test_a_build_that_ends_is_counted_and_its_trace_sent_at_the_latest_at_
         async with trio.open_nursery() as nursery:
             nursery.start_soon(app.run_daemon, traced)
             await manager.wait("READY=1")
-            build_id = await submit(root)
-            await wait_building(root, build_id)
-            async with client(root) as http:
-                assert (await http.delete(f"/builds/{build_id}")).status_code == 204
-                await http.get(f"/builds/{build_id}/logs")  # to its end
+            await end_a_build(root)
             assert not collector.bodies
             send(signal.SIGTERM)
     assert metrics.registry.get_sample_value("hypeman_builds_total", {"status": "cancelled"}) == 1
@@ -342,13 +348,8 @@ async def test_a_trace_that_cannot_be_made_costs_neither_the_build_nor_the_daemo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app.run_daemon, settings(root))
         await manager.wait("READY=1")
-        build_id = await submit(root)
-        await wait_building(root, build_id)
-        async with client(root) as http:
-            assert (await http.delete(f"/builds/{build_id}")).status_code == 204
-            await http.get(f"/builds/{build_id}/logs")  # to its end
-            shown = (await http.get(f"/builds/{build_id}")).json()
+        shown = await end_a_build(root)
         send(signal.SIGTERM)
     log.remove(sink)
     assert shown["status"] == "cancelled"
-    assert said == [("tracing.failed", build_id)]
+    assert said == [("tracing.failed", shown["id"])]
