@@ -25,6 +25,7 @@ from supervisor.actors.loss import explain_loss, reason_of_guest, render_evidenc
 from supervisor.actors.phases import PhaseClock
 from supervisor.actors.pool import Lease
 from supervisor.actors.transcript import Rendered, Transcript
+from supervisor.actors.turns import Turn
 from supervisor.config import Settings
 from supervisor.egress.policy import Decision
 from supervisor.errors import GuestLost, HostError, ResourceExhausted, VmBootFailed
@@ -128,6 +129,7 @@ class BuildActor:
         self._buildkit_version = ""
         self._toolchain_version = ""
         self._machine: Machine | None = None
+        self._turn: Turn | None = None
         self._link: GuestLink | None = None
         self._host_said = ""
         self._log = log.bind(build_id=build.id, tenant=build.tenant, attempt=build.attempt)
@@ -203,7 +205,7 @@ class BuildActor:
             try:
                 secrets = await self._read_secrets()
                 lease: Lease = await nursery.start(self._deps.machines.lease, spec)
-                self._machine = lease.machine
+                self._machine, self._turn = lease.machine, lease.turn
                 self._clock.enter(Phase.BOOT)
                 await self._open_ports(lease.machine, secrets, events, nursery)
                 link = self._link = await self._greet(lease)
@@ -310,6 +312,8 @@ class BuildActor:
     async def _enter_phase(self, phase: str) -> None:
         if phase == "building":
             self._clock.enter(Phase.BUILD)
+            if self._turn is not None:
+                self._turn.end()  # BuildKit serves
         elif phase == "pushing":
             self._clock.enter(Phase.PUSH)
             self._build = await self._deps.ledger.apply(self._build, PushBegun())

@@ -22,6 +22,7 @@ import trio
 from supervisor.actors.contact import Contact, ContactTimes, Dial
 from supervisor.actors.pool_machine import WarmMachine, WarmState
 from supervisor.actors.pool_plan import PoolLimits, PoolState, Waiting, plan_pool
+from supervisor.actors.turns import Turn, Turns
 from supervisor.model.ids import MachineId
 from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
@@ -35,6 +36,8 @@ class Lease:
     machine: Machine
     contact: Contact | None
     """The agent of a machine that came from the pool; None: it has yet to be greeted."""
+    turn: Turn
+    """At coming up, until BuildKit serves: the build says when that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class Pool:
         self._is_draining = False
         self._changed = trio.Event()
         self._numbers = itertools.count(1)
+        limits = deps.limits
+        self._turns = Turns(max(1, limits.host_cpus // limits.machine_cpus))
 
     def __repr__(self) -> str:
         return f"<Pool {self.counts}>"
@@ -97,8 +102,9 @@ class Pool:
         """Hand out a machine of that shape by `task_status.started`, and keep it until cancelled.
 
         It is a warm one, if one of exactly this shape waits and still answers; one that is booting
-        is waited for. Else a new one, under the id of `spec`. Returns early if the machine ends by
-        itself. Raises VmBootFailed. When this has ended, nothing of the machine is left.
+        is waited for. Else a new one, under the id of `spec`, when it is its turn. Returns early if
+        the machine ends by itself. Raises VmBootFailed. When this has ended, nothing of the machine
+        is left.
         """
         with self._holding(spec):
             while (warm := self._take_nowait(spec)) is not None:
@@ -113,17 +119,22 @@ class Pool:
                     with trio.CancelScope(shield=True):
                         await warm.wait_gone()
             self._leased[spec.id] = spec
-            await self._deps.hypervisor.run_machine(spec, task_status=_AsLease(task_status))
+            turn = await self._turns.take()
+            try:
+                run = self._deps.hypervisor.run_machine
+                await run(spec, task_status=_AsLease(task_status, turn))
+            finally:
+                turn.end()
 
     async def _prepare(self, warm: WarmMachine) -> Lease | None:
         """Wait until a machine that was taken is ready for its build; None if it is of no use."""
         contact = await warm.hand_over()
-        if contact is None or warm.machine is None:
+        if contact is None or warm.machine is None or warm.turn is None:
             log.bind(machine_id=warm.spec.id, why=warm.why_lost).warning("pool.machine_unfit")
             self._note_failure()
             return None
         self._failures = 0
-        return Lease(warm.machine, contact)
+        return Lease(warm.machine, contact, warm.turn)
 
     def _take_nowait(self, spec: MachineSpec) -> WarmMachine | None:
         """Take a machine of this shape out of the pool: one that is up, or else is soonest to be.
@@ -201,7 +212,7 @@ class Pool:
     async def _run(self, warm: WarmMachine) -> None:
         deps = self._deps
         try:
-            await warm.run(deps.hypervisor, deps.dial, deps.times, deps.clock)
+            await warm.run(deps.hypervisor, self._turns, deps.dial, deps.times, deps.clock)
         except Exception as exc:
             log.opt(exception=exc).error("pool.machine_crashed", machine_id=warm.spec.id)
         if self._waiting.pop(warm.spec.id, None) is not None:
@@ -242,8 +253,9 @@ class PoolActor:
 class _AsLease:
     """Tells of a machine that was booted for a build as of its lease."""
 
-    def __init__(self, task_status: trio.TaskStatus[Lease]) -> None:
+    def __init__(self, task_status: trio.TaskStatus[Lease], turn: Turn) -> None:
         self._task_status = task_status
+        self._turn = turn
 
     def started(self, value: Any = None) -> None:
-        self._task_status.started(Lease(value, None))
+        self._task_status.started(Lease(value, None, self._turn))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from agent import wire
-from supervisor.actors.pool import MachineCounts
+from supervisor.actors import turns
+from supervisor.actors.pool import MachineCounts, Pool
 from supervisor.actors.pool_machine import PROBE_SECONDS
+from supervisor.actors.turns import TURN_SECONDS
 from supervisor.errors import VmBootFailed
 from supervisor.model.build import BuildRequest, Phase, Policy, Reason, Status
 from supervisor.runtime.logs import log
@@ -23,7 +26,7 @@ from tests.fakes import agent as agents
 from tests.fakes.agent import Talk, Working, agent
 from tests.fakes.hypervisor import FakeGuest, FakeHypervisor
 from tests.kit import cancel_at_every_checkpoint
-from tests.pools import leased, open_pool, spec, wait_counts
+from tests.pools import CPUS, leased, open_pool, spec, wait_counts
 
 DEFAULT = BuildRequest(Policy(timeout_seconds=600, memory_mb=2048, cpus=2))
 OTHER_SHAPE = BuildRequest(Policy(timeout_seconds=600, memory_mb=1024, cpus=2))
@@ -36,6 +39,16 @@ def events() -> Iterator[list[str]]:
     handler = log.add(lambda message: found.append(message.record["message"]), level="INFO")
     yield found
     log.remove(handler)
+
+
+async def _lease_in_time(
+    pool: Pool, wanted: MachineSpec, *, task_status: trio.TaskStatus[trio.Event]
+) -> None:
+    """Lease a machine, some time after `started`, and give it up at once."""
+    may_end = trio.Event()
+    task_status.started(may_end)
+    async with leased(pool, wanted):
+        await may_end.wait()
 
 
 async def be_idle(talk: Talk) -> None:
@@ -124,6 +137,76 @@ async def test_a_boot_that_fails_sends_the_build_to_a_machine_of_its_own(
         async with leased(pool, spec()) as lease:
             assert (lease.contact, lease.machine.id) == (None, spec().id)
     assert "pool.machine_unfit" in events
+
+
+async def test_machines_come_up_one_after_the_other_if_each_wants_all_processors(
+    autojump_clock: MockClock,
+) -> None:
+    hypervisor = fake(boot_delay=1)
+    async with open_pool(hypervisor, size=0, host_cpus=CPUS + 1) as pool:
+        async with leased(pool, spec("build-1")) as first, trio.open_nursery() as nursery:
+            assert trio.current_time() == 1
+            second = await nursery.start(_lease_in_time, pool, spec("build-2"))
+            await trio.sleep(3)
+            assert hypervisor.booted == [spec("build-1")]
+            first.turn.end()
+            second.set()
+        assert trio.current_time() == 5
+        assert hypervisor.booted == [spec("build-1"), spec("build-2")]
+
+
+@pytest.mark.parametrize("fails", [0, 1], ids=["one that ends", "one that cannot be started"])
+async def test_a_machine_that_is_gone_leaves_its_turn_to_the_next(
+    fails: int, autojump_clock: MockClock
+) -> None:
+    async with open_pool(fake(fails_to_boot=fails), size=0, host_cpus=CPUS) as pool:
+        with contextlib.suppress(BaseExceptionGroup):
+            async with leased(pool, spec("build-1")):
+                pass
+        async with leased(pool, spec("build-2")):
+            assert trio.current_time() < TURN_SECONDS
+
+
+async def test_a_machine_of_the_pool_has_its_turn_until_it_is_idle(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pool(fake(boot_delay=10), host_cpus=CPUS) as pool:
+        await trio.sleep(4)
+        async with leased(pool, spec("other", memory_mb=1024)):
+            assert trio.current_time() == pytest.approx(20, abs=0.5)
+
+
+async def test_a_build_gives_its_turn_back_when_buildkit_serves(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "TURN_SECONDS", math.inf)
+    is_starting, may_serve, has_booted = trio.Event(), trio.Event(), trio.Event()
+
+    async def serve_when_told(talk: Talk) -> None:
+        if is_starting.is_set():
+            has_booted.set()
+        await talk.greet()
+        await talk.phase("starting")
+        is_starting.set()
+        await may_serve.wait()
+        await talk.phase("building")
+        await trio.sleep_forever()
+
+    hypervisor = fake(serve_when_told)
+    async with open_world(
+        data_dir, hypervisor=hypervisor, max_concurrent_source_builds=2, pool_size=0
+    ) as world:
+        with trio.fail_after(60):
+            ours = [await world.submit(request=DEFAULT) for _ in range(2)]
+            for each in ours:
+                await world.wait_status(each, Status.BUILDING)
+            await is_starting.wait()
+            await wait_all_tasks_blocked(0.05)
+            assert len(hypervisor.booted) == 1
+            may_serve.set()
+            await has_booted.wait()
+            for each in ours:
+                await world.builds.cancel(each)
 
 
 async def test_a_cold_boot_that_fails_is_the_builds_to_hear(autojump_clock: MockClock) -> None:

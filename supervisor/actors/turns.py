@@ -1,0 +1,70 @@
+"""Turns at bringing up machines: no more come up at once than the host has processors for.
+
+A machine that comes up wants all the processors that it has, and nothing of it is of use before it
+is up. Eight that share two processors are up late, all of them, and the emulator or the processor's
+caches have worked for eight at a time; one after the other the first builds while the next comes
+up. So a machine waits for its turn, in the order of asking.
+
+A turn is a courtesy and no lock: who does not give it back in time has had it all the same. So a
+guest that hangs, or one whose source takes long to fetch, keeps nobody waiting for longer.
+"""
+
+from __future__ import annotations
+
+import trio
+
+TURN_SECONDS = 15.0
+"""An emulated machine on a host with nothing else to do has BuildKit up after five."""
+
+
+class Turn:
+    """Somebody's turn, until `end` or until its time is up. Made by `Turns.take`."""
+
+    def __init__(self, turns: Turns, ends_at: float) -> None:
+        self._turns = turns
+        self._ends_at = ends_at
+
+    @property
+    def ends_at(self) -> float:
+        """When it ends at the latest, on trio's clock."""
+        return self._ends_at
+
+    def end(self) -> None:
+        """Give it back: the machine is up, or will never be. Again, it changes nothing."""
+        self._turns.end_nowait(self)
+
+
+class Turns:
+    """So many at once, in the order of asking."""
+
+    def __init__(self, count: int) -> None:
+        assert count > 0, "nobody would ever have a turn"
+        self._count = count
+        self._taken: list[Turn] = []
+        self._door = trio.Lock()
+        self._changed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Turns: {len(self._taken)} of {self._count} taken>"
+
+    async def take(self) -> Turn:
+        """Wait for a turn. Cancelled, none is taken."""
+        async with self._door:  # who comes next waits in here, all others at the door, in order
+            while len(self._taken) >= self._count:
+                with trio.move_on_at(self._taken[0].ends_at):
+                    await self._changed.wait()
+                self._drop_overdue()
+            turn = Turn(self, trio.current_time() + TURN_SECONDS)
+            self._taken.append(turn)  # all last as long, so the first ends first
+        return turn
+
+    def end_nowait(self, turn: Turn) -> None:
+        """See `Turn.end`."""
+        if turn in self._taken:
+            self._taken.remove(turn)
+            self._changed.set()
+            self._changed = trio.Event()
+
+    def _drop_overdue(self) -> None:
+        now = trio.current_time()
+        self._taken = [turn for turn in self._taken if turn.ends_at > now]
