@@ -20,6 +20,14 @@ VSOCK_NAME = "v.sock"
 DEVICE_NAME = "dev.sock"
 PID_NAME = "vmm.pid"
 
+VSOCK_BUFFER_BYTES = 256 << 10
+"""How much one connection of a guest may have on its way that the host has not read.
+
+Linux sends at most what its own end of a connection would take, which is this unless a program
+asks for something else, and waits to be told that there is room again. The device tells so when
+three quarters of its buffer have been used. With a larger one both would wait for good.
+"""
+
 GUEST_CID = 3
 """The lowest that a guest can have. Each machine has a vsock device of its own, with no other guest
 on it, so the number is an address in nobody else's world."""
@@ -116,6 +124,7 @@ def vsock_argv(directory: Path) -> list[str]:
         "--guest-cid", str(GUEST_CID),
         "--socket", os.fspath(directory / DEVICE_NAME),
         "--uds-path", os.fspath(directory / VSOCK_NAME),
+        "--tx-buffer-size", str(VSOCK_BUFFER_BYTES),
     ]
     # fmt: on
 
