@@ -83,9 +83,9 @@ async def run_build(
     lockfiles: dict[str, str] = {}
     looked = trio.Event()
     async with trio.open_nursery() as services:
-        for port in [wire.REGISTRY_PORT, *([wire.EGRESS_PORT] if config.egress else [])]:
+        if config.egress:
+            port = wire.EGRESS_PORT
             await services.start(forward, wire.GUEST_ADDRESS, port, connect, port)
-
         await send([control.status("starting")])
         if why := await daemon.wait_ready(config.mirrors):
             result = failed(Failure(BUILDER_LOST, why))
@@ -105,10 +105,8 @@ def settle_sync(config: wire.Config) -> None:
     """Put in place what the build needs of its configuration: clock, trust, files, credentials."""
     if is_clock_wrong(config.now, time.time()):
         time.clock_settime(time.CLOCK_REALTIME, config.now)
-    public = {**dataclasses.asdict(config), "registry_token": None}
-    write_file_sync(
-        paths.BUILD_JSON, json.dumps(public, indent=2).encode(), mode=0o600, owner=os.getuid()
-    )
+    public = {**wire.as_map(config), "registry_token": None}
+    write_file_sync(paths.BUILD_JSON, json.dumps(public).encode(), mode=0o600, owner=os.getuid())
     if config.ca_certificates:
         # BuildKit reads the file when it first needs it, which is not before a build.
         with Path(paths.CA_CERTIFICATES).open("a", encoding="ascii") as file:
@@ -186,7 +184,8 @@ async def _run_buildctl(
                 return
             await send([message])
 
-    env = {**builder_env(), "DOCKER_CONFIG": paths.DOCKER_DIR}
+    # It lives for one build and holds little: collecting its garbage costs more than it is worth.
+    env = {**builder_env(), "DOCKER_CONFIG": paths.DOCKER_DIR, "GOGC": "400"}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
         nursery.start_soon(memory.run)

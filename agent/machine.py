@@ -12,6 +12,7 @@ import trio
 from agent import rootless, vitals, vsock, wire
 from agent.build import run_build
 from agent.buildkit import Daemon
+from agent.forward import forward
 from agent.session import Build, Send, Session
 from agent.source import start_unpacking
 from agent.warmup import WarmUp
@@ -45,6 +46,9 @@ async def serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(daemon.run, started)
         nursery.start_soon(_warm_up, warm_up, daemon, nursery.cancel_scope)
+        # Every build needs it. Until there is one, nobody listens at its other end.
+        port = wire.REGISTRY_PORT
+        await nursery.start(forward, wire.GUEST_ADDRESS, port, vsock.connect, port)
         with _trio_socket(listener) as accepting:
             session: Session | None
             if greeted is not None:

@@ -2,7 +2,8 @@
 
 What costs time in the first build of a machine is that everything happens for the first time:
 programs are read from the disk, and an emulator translates them. So each program that a build needs
-runs once before there is a build: `buildctl`, the Dockerfile frontend, runc, the exporter.
+runs once before there is a build: `buildctl`, the Dockerfile frontend, runc, the exporter; and so
+does what the agent itself does between the configuration and `buildctl`.
 
 It must not be seen by the build that follows. The name of its only file is random, so that no step
 of a build is a step of this one; its directory has a name of its own in BuildKit, or what a
@@ -12,21 +13,25 @@ some KiB on the scratch disk and the tmpfs, which no step sees.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import struct
 from pathlib import Path
 
 import trio
 
-from agent import paths
+from agent import buildctl, paths, wire
 from agent.buildctl import ATTESTATION, csv
 from agent.buildkit import Daemon
 from agent.process import Tail, describe_status, run_child
-from agent.rootless import DEFAULT_MIRRORS, builder_env
+from agent.rootless import DEFAULT_MIRRORS, REGISTRY, builder_env
+from agent.source import receive_source
 
 WARM_UP_SECONDS = 30.0
 """It takes two under emulation. What hangs must not hold up a machine that would work as well."""
 _LOCAL = "warmup"
+_SOURCE_BYTES = 4096
 _EXIT = bytes.fromhex("31ff 6a3c 58 0f05")
 """`_exit(0)` on x86-64, as the only instructions of a program that needs nothing."""
 _ADDRESS = 0x400000
@@ -52,10 +57,36 @@ class WarmUp:
         with self._scope:
             if not await daemon.wait_ready(DEFAULT_MIRRORS):
                 with trio.move_on_after(WARM_UP_SECONDS):
+                    await _rehearse()
                     why = await _build_nothing()
         if not why:
             self.done.set()
         return why
+
+
+async def _rehearse() -> None:
+    """Take a configuration and a source, as a build does, and keep nothing of them."""
+    source = bytes(_SOURCE_BYTES)
+    config = wire.Config(
+        build_id=_LOCAL,
+        registry=REGISTRY,
+        registry_token="",
+        repository=_LOCAL,
+        source_sha256=hashlib.sha256(source).hexdigest(),
+        source_size=len(source),
+        timeout_seconds=0,
+        mirrors=DEFAULT_MIRRORS,
+    )
+    [parsed] = wire.FrameDecoder().feed(wire.encode(config))
+    json.dumps(wire.as_map(parsed))
+    buildctl.check(config)
+    buildctl.argv(config, {})
+    near, far = trio.socket.socketpair()
+    async with trio.SocketStream(near) as stream, trio.SocketStream(far) as supervisor:
+        header = wire.SourceHeader(config.source_size, config.source_sha256)
+        await supervisor.send_all(wire.encode(header) + source)
+        async with trio.lowlevel.FdStream(os.open(os.devnull, os.O_WRONLY)) as nowhere:
+            await receive_source(stream, nowhere, config.source_size, config.source_sha256)
 
 
 async def _build_nothing() -> str:

@@ -261,20 +261,20 @@ _TYPES: Mapping[str, type[Any]] = {cls.TYPE: cls for cls in typing.get_args(Mess
 
 def encode(message: Message) -> bytes:
     """Return `message` as one frame, ready to send."""
-    body = cbor2.dumps({"type": message.TYPE, **_plain(message)})
+    body = cbor2.dumps({"type": message.TYPE, **as_map(message)})
     if len(body) > MAX_FRAME_BYTES:
         raise WireError(f"a {message.TYPE} message of {len(body)} bytes is over {MAX_FRAME_BYTES}")
     return _HEADER.pack(len(body)) + body
 
 
-def _plain(value: Any) -> dict[str, Any]:
-    """Return a message's fields as CBOR can hold them. (`dataclasses.asdict` copies, which costs
-    more than the rest of sending a line.)
+def as_map(value: Any) -> dict[str, Any]:
+    """Return a message's fields as CBOR and JSON can hold them. (`dataclasses.asdict` copies, which
+    costs more than the rest of sending a line.)
     """
     fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
     for name, item in fields.items():
         if type(item) is tuple:
-            fields[name] = [_plain(i) if hasattr(i, "__dataclass_fields__") else i for i in item]
+            fields[name] = [as_map(i) if hasattr(i, "__dataclass_fields__") else i for i in item]
     return fields
 
 
