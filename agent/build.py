@@ -51,6 +51,9 @@ MAX_BEHIND_SECONDS = 1.0
 MAX_AHEAD_SECONDS = 60.0
 """How far off the clock may be. The host's time may have waited long to be read, so a clock that is
 ahead of it may be right."""
+_LAZY_COLLECTOR = {"GOGC": "400", "GOMEMLIMIT": "128MiB"}
+"""buildctl holds little and lives for one build: collecting its garbage costs more than it gives
+back. It does hold the names of all files of a large source; then memory counts again."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -59,6 +62,8 @@ async def run_build(
 ) -> wire.BuildResult:
     """Run the configured build to its end. Cancelling leaves no process behind but `unpacking`,
     if it comes before the source.
+
+    The caller forwards the registry's port: every machine needs it, so it is there already.
     """
     if failure := buildctl.check(config):
         return failed(failure)
@@ -184,8 +189,7 @@ async def _run_buildctl(
                 return
             await send([message])
 
-    # It lives for one build and holds little: collecting its garbage costs more than it is worth.
-    env = {**builder_env(), "DOCKER_CONFIG": paths.DOCKER_DIR, "GOGC": "400"}
+    env = {**builder_env(), "DOCKER_CONFIG": paths.DOCKER_DIR, **_LAZY_COLLECTOR}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
         nursery.start_soon(memory.run)

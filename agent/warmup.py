@@ -57,7 +57,6 @@ class WarmUp:
         with self._scope:
             if not await daemon.wait_ready(DEFAULT_MIRRORS):
                 with trio.move_on_after(WARM_UP_SECONDS):
-                    await _rehearse()
                     why = await _build_nothing()
         if not why:
             self.done.set()
@@ -65,7 +64,7 @@ class WarmUp:
 
 
 async def _rehearse() -> None:
-    """Take a configuration and a source, as a build does, and keep nothing of them."""
+    """Take a configuration and a source as a build does, keeping nothing. Raises OSError."""
     source = bytes(_SOURCE_BYTES)
     config = wire.Config(
         build_id=_LOCAL,
@@ -94,6 +93,7 @@ async def _build_nothing() -> str:
     tail = Tail()
     command = argv(paths.WARMUP_DIR)
     try:
+        await _rehearse()
         write_context_sync(Path(paths.WARMUP_DIR), os.urandom(16).hex())
         status = await run_child(command, tail, env=builder_env(), user=paths.BUILDER_UID)
     except OSError as exc:

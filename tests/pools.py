@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import trio
 
 from supervisor.actors.contact import ContactTimes
-from supervisor.actors.pool import Lease, MachineCounts, Pool, PoolActor, PoolDeps
+from supervisor.actors.pool import Lease, MachineCounts, Pool, PoolActor, PoolDeps, Waits
 from supervisor.actors.pool_plan import PoolLimits
 from supervisor.model.ids import MachineId
 from supervisor.runtime.clock import wall_clock
@@ -63,10 +63,12 @@ async def open_pool(
 
 
 @asynccontextmanager
-async def leased(pool: Pool, wanted: MachineSpec) -> AsyncIterator[Lease]:
+async def leased(
+    pool: Pool, wanted: MachineSpec, waiting: Waits = nullcontext
+) -> AsyncIterator[Lease]:
     """Lease a machine as a build does, for the length of the block."""
     async with trio.open_nursery() as nursery:
-        lease: Lease = await nursery.start(pool.lease, wanted)
+        lease: Lease = await nursery.start(pool.lease, wanted, waiting)
         try:
             yield lease
         finally:

@@ -11,7 +11,9 @@ The nesting is the ownership, and leaving it is the clean-up:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +25,7 @@ from supervisor.actors.hostports import HostPorts, ServeEgress, ServeRegistry
 from supervisor.actors.ledger import Ledger
 from supervisor.actors.loss import explain_loss, reason_of_guest, render_evidence
 from supervisor.actors.phases import PhaseClock
-from supervisor.actors.pool import Lease
+from supervisor.actors.pool import Lease, Waits
 from supervisor.actors.transcript import Rendered, Transcript
 from supervisor.actors.turns import Turn
 from supervisor.config import Settings
@@ -87,7 +89,11 @@ class Machines(Protocol):
     """Where an attempt gets its machine from."""
 
     async def lease(
-        self, spec: MachineSpec, *, task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED
+        self,
+        spec: MachineSpec,
+        waiting: Waits,
+        *,
+        task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Hand out a machine, and keep it until cancelled; see `Pool.lease`."""
         ...
@@ -204,7 +210,9 @@ class BuildActor:
         async with trio.open_nursery() as nursery:
             try:
                 secrets = await self._read_secrets()
-                lease: Lease = await nursery.start(self._deps.machines.lease, spec)
+                lease: Lease = await nursery.start(
+                    self._deps.machines.lease, spec, self._deadline_waits
+                )
                 self._machine, self._turn = lease.machine, lease.turn
                 self._clock.enter(Phase.BOOT)
                 await self._open_ports(lease.machine, secrets, events, nursery)
@@ -222,6 +230,16 @@ class BuildActor:
             except HostError as exc:
                 self._settle(self._blame_host(exc))
             nursery.cancel_scope.cancel(reason=f"build {self.id}: the attempt is over")
+
+    @contextmanager
+    def _deadline_waits(self) -> Iterator[None]:
+        """Stop the clock of the deadline: what passes is the host's time and not the build's."""
+        left = self._scope.deadline - trio.current_time()
+        self._scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            self._scope.deadline = trio.current_time() + left
 
     async def _open_ports(
         self,

@@ -12,8 +12,8 @@ does not ask it: taking a machine is one step in which nothing waits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ from supervisor.runtime.clock import Clock
 from supervisor.runtime.logs import log
 from supervisor.vm.machine import Hypervisor, Machine, MachineSpec
 
+Waits = Callable[[], AbstractContextManager[None]]
+"""Is entered by whoever waits for nothing of his own: for the host."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -36,8 +39,8 @@ class Lease:
     machine: Machine
     contact: Contact | None
     """The agent of a machine that came from the pool; None: it has yet to be greeted."""
-    turn: Turn
-    """At coming up, until BuildKit serves: the build says when that is."""
+    turn: Turn | None = None
+    """Of a machine that was booted for this build, which ends it when BuildKit serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,7 @@ class Pool:
         self._is_draining = False
         self._changed = trio.Event()
         self._numbers = itertools.count(1)
-        limits = deps.limits
-        self._turns = Turns(max(1, limits.host_cpus // limits.machine_cpus))
+        self._turns = Turns(deps.limits.host_cpus)
 
     def __repr__(self) -> str:
         return f"<Pool {self.counts}>"
@@ -97,14 +99,18 @@ class Pool:
     # -- for builds ----------------------------------------------------------------------------
 
     async def lease(
-        self, spec: MachineSpec, *, task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED
+        self,
+        spec: MachineSpec,
+        waiting: Waits = nullcontext,
+        *,
+        task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Hand out a machine of that shape by `task_status.started`, and keep it until cancelled.
 
         It is a warm one, if one of exactly this shape waits and still answers; one that is booting
-        is waited for. Else a new one, under the id of `spec`, when it is its turn. Returns early if
-        the machine ends by itself. Raises VmBootFailed. When this has ended, nothing of the machine
-        is left.
+        is waited for. Else a new one, under the id of `spec`, when it is its turn; `waiting` is
+        entered while it is not. Returns early if the machine ends by itself. Raises VmBootFailed.
+        When this has ended, nothing of the machine is left.
         """
         with self._holding(spec):
             while (warm := self._take_nowait(spec)) is not None:
@@ -119,7 +125,8 @@ class Pool:
                     with trio.CancelScope(shield=True):
                         await warm.wait_gone()
             self._leased[spec.id] = spec
-            turn = await self._turns.take()
+            with waiting():
+                turn = await self._turns.take(spec.cpus)
             try:
                 run = self._deps.hypervisor.run_machine
                 await run(spec, task_status=_AsLease(task_status, turn))
@@ -129,12 +136,12 @@ class Pool:
     async def _prepare(self, warm: WarmMachine) -> Lease | None:
         """Wait until a machine that was taken is ready for its build; None if it is of no use."""
         contact = await warm.hand_over()
-        if contact is None or warm.machine is None or warm.turn is None:
+        if contact is None or warm.machine is None:
             log.bind(machine_id=warm.spec.id, why=warm.why_lost).warning("pool.machine_unfit")
             self._note_failure()
             return None
         self._failures = 0
-        return Lease(warm.machine, contact, warm.turn)
+        return Lease(warm.machine, contact)
 
     def _take_nowait(self, spec: MachineSpec) -> WarmMachine | None:
         """Take a machine of this shape out of the pool: one that is up, or else is soonest to be.
@@ -212,7 +219,8 @@ class Pool:
     async def _run(self, warm: WarmMachine) -> None:
         deps = self._deps
         try:
-            await warm.run(deps.hypervisor, self._turns, deps.dial, deps.times, deps.clock)
+            # Without a turn: there is one at a time, and only while its processors are idle.
+            await warm.run(deps.hypervisor, deps.dial, deps.times, deps.clock)
         except Exception as exc:
             log.opt(exception=exc).error("pool.machine_crashed", machine_id=warm.spec.id)
         if self._waiting.pop(warm.spec.id, None) is not None:

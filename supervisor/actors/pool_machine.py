@@ -17,7 +17,6 @@ import trio
 
 from agent import wire
 from supervisor.actors.contact import Contact, ContactTimes, Dial, make_contact
-from supervisor.actors.turns import Turn, Turns
 from supervisor.errors import GuestLost, HostError
 from supervisor.guest.link import GuestLink
 from supervisor.model.build import ErrorReason
@@ -46,8 +45,6 @@ class WarmMachine:
         self.since = trio.current_time()
         self.state = WarmState.BOOTING
         self.machine: Machine | None = None
-        self.turn: Turn | None = None
-        """At coming up. It ends when the machine is idle, or when a build has it that says so."""
         self.why_lost = ""
         """Why it is of no use (any more); empty if nothing is wrong with it."""
         self._on_change = on_change
@@ -86,12 +83,11 @@ class WarmMachine:
     # -- the task ------------------------------------------------------------------------------
 
     async def run(
-        self, hypervisor: Hypervisor, turns: Turns, dial: Dial, times: ContactTimes, now: Clock
+        self, hypervisor: Hypervisor, dial: Dial, times: ContactTimes, now: Clock
     ) -> None:
-        """Boot it when it is its turn, and keep it until `stop`, or until it ends by itself."""
+        """Boot it, and keep it until `stop`, or until it ends by itself."""
         try:
             with self._scope:
-                self.turn = await turns.take()
                 async with trio.open_nursery() as nursery:
                     try:
                         self.machine = await nursery.start(hypervisor.run_machine, self.spec)
@@ -104,8 +100,6 @@ class WarmMachine:
         finally:
             self._lose("the machine was stopped")
             self._settled.set()
-            if self.turn is not None:
-                self.turn.end()
             if self._contact is not None:
                 with trio.CancelScope(shield=True):  # takes no time; its user may have done it
                     await self._contact.link.aclose()
@@ -137,8 +131,6 @@ class WarmMachine:
         """Note that the agent takes orders: it has loaded all that takes time."""
         if self.state is WarmState.BOOTING:
             self.state = WarmState.IDLE
-            assert self.turn is not None
-            self.turn.end()
             seconds = round(trio.current_time() - self.since, 3)
             log.bind(machine_id=self.spec.id, seconds=seconds).info("pool.machine_idle")
             self._on_change()

@@ -1,4 +1,4 @@
-"""Turns at bringing up machines: no more come up at once than the host has processors for.
+"""Turns at bringing up machines: what comes up at once wants no more processors than there are.
 
 A machine that comes up wants all the processors that it has, and nothing of it is of use before it
 is up. Eight that share two processors are up late, all of them, and the emulator or the processor's
@@ -20,9 +20,15 @@ TURN_SECONDS = 15.0
 class Turn:
     """Somebody's turn, until `end` or until its time is up. Made by `Turns.take`."""
 
-    def __init__(self, turns: Turns, ends_at: float) -> None:
+    def __init__(self, turns: Turns, cpus: int, ends_at: float) -> None:
         self._turns = turns
+        self._cpus = cpus
         self._ends_at = ends_at
+
+    @property
+    def cpus(self) -> int:
+        """How many processors the machine has."""
+        return self._cpus
 
     @property
     def ends_at(self) -> float:
@@ -35,26 +41,28 @@ class Turn:
 
 
 class Turns:
-    """So many at once, in the order of asking."""
+    """As many at once as the processors are enough for, in the order of asking."""
 
-    def __init__(self, count: int) -> None:
-        assert count > 0, "nobody would ever have a turn"
-        self._count = count
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
         self._taken: list[Turn] = []
         self._door = trio.Lock()
         self._changed = trio.Event()
 
     def __repr__(self) -> str:
-        return f"<Turns: {len(self._taken)} of {self._count} taken>"
+        return f"<Turns: {len(self._taken)} taken, of {self._cpus} processors>"
 
-    async def take(self) -> Turn:
-        """Wait for a turn. Cancelled, none is taken."""
+    async def take(self, cpus: int) -> Turn:
+        """Wait for a turn, for a machine with so many processors. Cancelled, none is taken.
+
+        One that has more than the host comes up when no other does.
+        """
         async with self._door:  # who comes next waits in here, all others at the door, in order
-            while len(self._taken) >= self._count:
+            while self._taken and self._wanted + cpus > self._cpus:
                 with trio.move_on_at(self._taken[0].ends_at):
                     await self._changed.wait()
                 self._drop_overdue()
-            turn = Turn(self, trio.current_time() + TURN_SECONDS)
+            turn = Turn(self, cpus, trio.current_time() + TURN_SECONDS)
             self._taken.append(turn)  # all last as long, so the first ends first
         return turn
 
@@ -64,6 +72,10 @@ class Turns:
             self._taken.remove(turn)
             self._changed.set()
             self._changed = trio.Event()
+
+    @property
+    def _wanted(self) -> int:
+        return sum(turn.cpus for turn in self._taken)
 
     def _drop_overdue(self) -> None:
         now = trio.current_time()

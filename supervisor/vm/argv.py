@@ -25,7 +25,8 @@ VSOCK_BUFFER_BYTES = 256 << 10
 
 Linux sends at most what its own end of a connection would take, which is this unless a program
 asks for something else, and waits to be told that there is room again. The device tells so when
-three quarters of its buffer have been used. With a larger one both would wait for good.
+three quarters of its buffer have been used. With a larger one both would wait for good; and so they
+do if a program in the guest asks for less than those three quarters, which is its own affair.
 """
 
 GUEST_CID = 3

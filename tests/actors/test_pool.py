@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from agent import wire
 from supervisor.actors import turns
@@ -41,13 +42,26 @@ def events() -> Iterator[list[str]]:
     log.remove(handler)
 
 
+class Waits:
+    """Whether somebody waits for his turn, and since when."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        self.since = trio.current_time()
+        yield
+        self.since = None
+
+
 async def _lease_in_time(
-    pool: Pool, wanted: MachineSpec, *, task_status: trio.TaskStatus[trio.Event]
+    pool: Pool, wanted: MachineSpec, waits: Waits, *, task_status: trio.TaskStatus[trio.Event]
 ) -> None:
-    """Lease a machine, some time after `started`, and give it up at once."""
+    """Lease a machine, some time after `started`, and give it up when told."""
     may_end = trio.Event()
     task_status.started(may_end)
-    async with leased(pool, wanted):
+    async with leased(pool, wanted, waits):
         await may_end.wait()
 
 
@@ -146,10 +160,15 @@ async def test_machines_come_up_one_after_the_other_if_each_wants_all_processors
     async with open_pool(hypervisor, size=0, host_cpus=CPUS + 1) as pool:
         async with leased(pool, spec("build-1")) as first, trio.open_nursery() as nursery:
             assert trio.current_time() == 1
-            second = await nursery.start(_lease_in_time, pool, spec("build-2"))
+            waits = Waits()
+            second = await nursery.start(_lease_in_time, pool, spec("build-2"), waits)
             await trio.sleep(3)
             assert hypervisor.booted == [spec("build-1")]
+            assert waits.since == 1
+            assert first.turn is not None
             first.turn.end()
+            await trio.sleep(0.5)
+            assert waits.since is None
             second.set()
         assert trio.current_time() == 5
         assert hypervisor.booted == [spec("build-1"), spec("build-2")]
@@ -167,16 +186,36 @@ async def test_a_machine_that_is_gone_leaves_its_turn_to_the_next(
             assert trio.current_time() < TURN_SECONDS
 
 
-async def test_a_machine_of_the_pool_has_its_turn_until_it_is_idle(
+async def test_a_machine_of_the_pool_that_comes_up_keeps_no_build_waiting(
     autojump_clock: MockClock,
 ) -> None:
     async with open_pool(fake(boot_delay=10), host_cpus=CPUS) as pool:
         await trio.sleep(4)
         async with leased(pool, spec("other", memory_mb=1024)):
-            assert trio.current_time() == pytest.approx(20, abs=0.5)
+            assert trio.current_time() == pytest.approx(14, abs=0.5)
 
 
-async def test_a_build_gives_its_turn_back_when_buildkit_serves(
+async def test_a_lease_that_is_cancelled_while_it_waits_for_its_turn_leaves_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    hypervisor = fake()
+    async with (
+        open_pool(hypervisor, size=0, host_cpus=CPUS) as pool,
+        leased(pool, spec("build-1")) as first,
+    ):
+        with trio.move_on_after(1) as waiting:
+            async with leased(pool, spec("build-2")):
+                pass
+        assert waiting.cancelled_caught
+        assert pool.counts == MachineCounts(booting=0, idle=0, leased=1)
+        assert hypervisor.booted == [spec("build-1")]
+        assert first.turn is not None
+        first.turn.end()
+        async with leased(pool, spec("build-3")):
+            assert trio.current_time() == pytest.approx(1)
+
+
+async def test_a_turn_is_over_when_buildkit_serves_and_the_wait_for_it_is_no_part_of_the_timeout(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turns, "TURN_SECONDS", math.inf)
@@ -197,16 +236,18 @@ async def test_a_build_gives_its_turn_back_when_buildkit_serves(
         data_dir, hypervisor=hypervisor, max_concurrent_source_builds=2, pool_size=0
     ) as world:
         with trio.fail_after(60):
-            ours = [await world.submit(request=DEFAULT) for _ in range(2)]
-            for each in ours:
-                await world.wait_status(each, Status.BUILDING)
+            first = await world.submit(request=DEFAULT)
             await is_starting.wait()
-            await wait_all_tasks_blocked(0.05)
+            second = await world.submit(
+                request=BuildRequest(replace(DEFAULT.policy, timeout_seconds=1))
+            )
+            await world.wait_status(second, Status.BUILDING)
+            await trio.sleep(1.1)
             assert len(hypervisor.booted) == 1
             may_serve.set()
             await has_booted.wait()
-            for each in ours:
-                await world.builds.cancel(each)
+            assert (await world.wait_end(second)).error_code is Reason.BUILD_TIMEOUT
+            await world.builds.cancel(first)
 
 
 async def test_a_cold_boot_that_fails_is_the_builds_to_hear(autojump_clock: MockClock) -> None:

@@ -71,7 +71,7 @@ async def test_a_machine_that_cannot_build_is_never_warm(
     assert said == ["exit status 1: its last words"]
 
 
-@pytest.mark.parametrize("what", ["its context", "its program"])
+@pytest.mark.parametrize("what", ["its rehearsal", "its context", "its program"])
 async def test_one_that_cannot_be_started_says_why(
     what: str, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +81,12 @@ async def test_one_that_cannot_be_started_says_why(
     async def run_child(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if what == "its context":
+    async def refuse_to_rehearse() -> None:
+        refuse()
+
+    if what == "its rehearsal":
+        monkeypatch.setattr(warmup, "_rehearse", refuse_to_rehearse)
+    elif what == "its context":
         monkeypatch.setattr(warmup, "write_context_sync", refuse)
     else:
         monkeypatch.setattr(warmup, "run_child", run_child)

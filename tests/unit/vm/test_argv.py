@@ -106,5 +106,9 @@ def test_both_command_lines_name_the_machines_directory_so_that_a_sweep_knows_th
         assert any(word.startswith(f"{DIRECTORY}/") for word in words)
 
 
+def test_the_vsock_device_takes_no_more_ahead_than_a_guest_sends() -> None:
+    assert options(vsock_argv(DIRECTORY), "--tx-buffer-size") == ["262144"]
+
+
 def test_all_descriptors_are_passed_on() -> None:
     assert sorted(FDS.all()) == [11, 12, 13, 14]
