@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,7 @@ class Pool:
     async def lease(
         self,
         spec: MachineSpec,
-        waiting: Waits = nullcontext,
+        waiting: Waits,
         *,
         task_status: trio.TaskStatus[Lease] = trio.TASK_STATUS_IGNORED,
     ) -> None:

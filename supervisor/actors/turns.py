@@ -11,33 +11,29 @@ guest that hangs, or one whose source takes long to fetch, keeps nobody waiting 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import trio
 
 TURN_SECONDS = 15.0
 """An emulated machine on a host with nothing else to do has BuildKit up after five."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Turn:
     """Somebody's turn, until `end` or until its time is up. Made by `Turns.take`."""
 
-    def __init__(self, turns: Turns, cpus: int, ends_at: float) -> None:
-        self._turns = turns
-        self._cpus = cpus
-        self._ends_at = ends_at
-
-    @property
-    def cpus(self) -> int:
-        """How many processors the machine has."""
-        return self._cpus
-
-    @property
-    def ends_at(self) -> float:
-        """When it ends at the latest, on trio's clock."""
-        return self._ends_at
+    cpus: int
+    """How many processors the machine has."""
+    ends_at: float
+    """When it ends at the latest, on trio's clock."""
+    give_back: Callable[[Turn], None]
+    """What `end` does: only who gave it knows whether it lasts still."""
 
     def end(self) -> None:
         """Give it back: the machine is up, or will never be. Again, it changes nothing."""
-        self._turns.end_nowait(self)
+        self.give_back(self)
 
 
 class Turns:
@@ -62,12 +58,11 @@ class Turns:
                 with trio.move_on_at(self._taken[0].ends_at):
                     await self._changed.wait()
                 self._drop_overdue()
-            turn = Turn(self, cpus, trio.current_time() + TURN_SECONDS)
+            turn = Turn(cpus, trio.current_time() + TURN_SECONDS, self._give_back)
             self._taken.append(turn)  # all last as long, so the first ends first
         return turn
 
-    def end_nowait(self, turn: Turn) -> None:
-        """See `Turn.end`."""
+    def _give_back(self, turn: Turn) -> None:
         if turn in self._taken:
             self._taken.remove(turn)
             self._changed.set()
